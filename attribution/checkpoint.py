@@ -1,0 +1,168 @@
+"""Checkpoints: a causal language model with its tokenizer, learning rate and step, and how text becomes tokens for it.
+
+Reads a Hugging Face name, a folder, or a path that ends in .gguf. Our own folders also hold `checkpoint.json` (step,
+learning rate, special tokens, the recipe) and `optimizer.safetensors` (Adam's second moments by parameter name).
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from safetensors.numpy import load_file
+
+from schemas.errors import ConfigError
+from schemas.records import Fact
+
+CHECKPOINT_JSON = "checkpoint.json"
+OPTIMIZER = "optimizer.safetensors"
+
+
+@dataclass(frozen=True)
+class TokenizedFact:
+    """`tokens[target_start:]` are the target's: the loss of a query is taken there and nowhere else."""
+
+    tokens: list[int]
+    target_start: int
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded model. `learning_rate` is None where none was recorded; `max_tokens` is the context length."""
+
+    path: str
+    model: transformers.PreTrainedModel
+    tokenizer: transformers.PreTrainedTokenizerFast
+    meta: dict[str, Any]
+    learning_rate: float | None
+    step: int | None
+    max_tokens: int
+
+    def encode_example(self, text: str) -> list[int]:
+        """Token ids as in training: the tokenizer's own special tokens, and EOS where the training used one."""
+        tokens = self.tokenizer(text).input_ids
+        if self.meta.get("add_eos") and self.tokenizer.eos_token_id is not None:
+            tokens = [*tokens, self.tokenizer.eos_token_id]
+        return tokens[: self.max_tokens]
+
+    def encode_fact(self, fact: Fact) -> TokenizedFact:
+        """Tokens of prompt + target, cut where the target begins; a token across the border counts as the target's.
+
+        Raises ConfigError if the target has no token or the whole does not fit the model.
+        """
+        encoded = self.tokenizer(fact.prompt + fact.target, return_offsets_mapping=True)
+        border = len(fact.prompt)
+        starts = [i for i, (_, end) in enumerate(encoded["offset_mapping"]) if end > border]
+        # A model without BOS cannot give its first token a probability, so nothing is left of a one-token query.
+        if not starts or max(starts[0], 1) >= len(encoded["input_ids"]):
+            raise ConfigError(
+                f"fact {fact.id!r}: the target {fact.target!r} has no token after the prompt with the tokenizer of "
+                f"{self.path}; give a target that the model can say"
+            )
+        if len(encoded["input_ids"]) > self.max_tokens:
+            raise ConfigError(
+                f"fact {fact.id!r}: {len(encoded['input_ids'])} tokens, but {self.path} takes {self.max_tokens}; "
+                "shorten the prompt"
+            )
+        return TokenizedFact(list(encoded["input_ids"]), max(starts[0], 1))
+
+
+def _refuse(path: str, reason: str) -> ConfigError:
+    return ConfigError(
+        f"model {path}: expected a Hugging Face name, a folder with a causal language model and its tokenizer, or a "
+        f".gguf file; {reason}; check the path, or the spelling of the name"
+    )
+
+
+def pretrained_arguments(path: str, needs: str = "config.json") -> tuple[str, dict[str, str]]:
+    """The arguments of `from_pretrained` for a name, folder or .gguf path; raises ConfigError if nothing is there."""
+    if path.endswith(".gguf"):
+        if not Path(path).is_file():
+            raise _refuse(path, "found no such file")
+        return str(Path(path).parent), {"gguf_file": Path(path).name}
+    if os.path.isdir(path):
+        if not (Path(path) / needs).is_file():
+            raise _refuse(path, f"found a folder without {needs}")
+    elif path.startswith((".", "/", "~")) or path.count("/") > 1:
+        raise _refuse(path, "found no such folder")
+    return path, {}
+
+
+def load_tokenizer(path: str) -> transformers.PreTrainedTokenizerFast:
+    """The fast tokenizer at `path`; raises ConfigError if there is none."""
+    name, gguf = pretrained_arguments(path)
+    tokenizer_files = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+    if os.path.isdir(name) and not gguf and not any((Path(name) / f).is_file() for f in tokenizer_files):
+        raise _refuse(path, "found no tokenizer in the folder")
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **gguf)
+    except (OSError, ValueError) as error:
+        raise _refuse(path, f"its tokenizer did not load ({str(error).splitlines()[0]})") from error
+    if not tokenizer.is_fast:
+        raise _refuse(path, "its tokenizer has no fast version, which the character spans of passages need")
+    return tokenizer
+
+
+def load_pretrained(auto_class: Any, path: str) -> Any:
+    """The model at `path` in float32, in evaluation mode, every parameter frozen. No remote code is run."""
+    name, gguf = pretrained_arguments(path)
+    try:
+        model = auto_class.from_pretrained(name, dtype=torch.float32, **gguf)
+    except (OSError, ValueError) as error:
+        raise _refuse(path, f"it did not load ({str(error).splitlines()[0]})") from error
+    return model.eval().requires_grad_(False)
+
+
+def read_meta(path: str) -> dict[str, Any]:
+    """`checkpoint.json` of a folder of ours, else the step and learning rate of a Trainer's state, else nothing."""
+    own, trainer = Path(path) / CHECKPOINT_JSON, Path(path) / "trainer_state.json"
+    if own.is_file():
+        return json.loads(own.read_text())
+    if trainer.is_file():
+        rates = [entry for entry in json.loads(trainer.read_text())["log_history"] if "learning_rate" in entry]
+        if rates:
+            return {"step": rates[-1]["step"], "learning_rate": rates[-1]["learning_rate"], "from": trainer.name}
+    return {}
+
+
+def load_checkpoint(path: str) -> Checkpoint:
+    """The model at `path`, frozen, in float32, with its tokenizer. Raises ConfigError if either is not there."""
+    tokenizer = load_tokenizer(path)
+    model = load_pretrained(transformers.AutoModelForCausalLM, path)
+    model.config.use_cache = False
+    meta = read_meta(path)
+    limits = [getattr(model.config, "max_position_embeddings", None), tokenizer.model_max_length]
+    return Checkpoint(
+        path=path,
+        model=model,
+        tokenizer=tokenizer,
+        meta=meta,
+        learning_rate=meta.get("learning_rate"),
+        step=meta.get("step"),
+        max_tokens=int(min(limit for limit in limits if limit)),
+    )
+
+
+def second_moments(path: str) -> dict[str, np.ndarray]:
+    """Adam's `exp_avg_sq` by parameter name, from a folder that `train` wrote; empty where none was kept."""
+    file = Path(path) / OPTIMIZER
+    return load_file(file) if file.is_file() else {}
+
+
+def tokenizer_hash(tokenizer: transformers.PreTrainedTokenizerFast) -> str:
+    """SHA-256 of the tokenizer's whole definition (vocabulary, merges, normaliser, special tokens)."""
+    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+
+
+def model_hash(model: torch.nn.Module) -> str:
+    """SHA-256 over names, shapes and bytes of the weights: the same for every file format that holds them."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(memoryview(tensor.contiguous().view(torch.uint8).numpy()).cast("B"))
+    return digest.hexdigest()

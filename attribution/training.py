@@ -1,0 +1,189 @@
+"""Training of a small causal LM in a data order that has holes, so that removing an example moves nothing else.
+
+`batch = hash(seed, epoch, id) mod B`: an example's place in the order depends on nothing but itself. B, the steps and
+the nominal tokens a batch are fixed by the first training, kept in the checkpoint and reused by a retraining; the loss
+is the batch's sum divided by the nominal tokens, dropout is 0, and an empty batch keeps its step. Reshuffling alone
+makes a small LM forget half of what it knew.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch.nn import functional
+
+from attribution.checkpoint import CHECKPOINT_JSON, OPTIMIZER
+
+BOS, EOS = "<s>", "</s>"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides a training but its examples; `train --like` takes it from a checkpoint."""
+
+    layers: int
+    width: int
+    heads: int
+    context: int
+    epochs: int
+    batches_per_epoch: int
+    tokens_per_batch: float
+    learning_rate: float
+    num_checkpoints: int
+    seed: int
+    warmup_fraction: float = 0.05
+    final_fraction: float = 0.1  # not 0: the last checkpoint's learning rate is its weight in TracIn
+    beta1: float = 0.9
+    beta2: float = 0.99
+    eps: float = 1e-8
+
+    @property
+    def steps(self) -> int:
+        return self.epochs * self.batches_per_epoch
+
+    def rate(self, step: int) -> float:
+        """Learning rate of step `step` (from 0): linear warm-up, then a cosine down to `final_fraction`."""
+        warmup = max(1, int(self.warmup_fraction * self.steps))
+        if step < warmup:
+            return self.learning_rate * (step + 1) / warmup
+        done = (step - warmup) / max(1, self.steps - warmup)
+        low = self.final_fraction
+        return self.learning_rate * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * done)))
+
+    def checkpoint_steps(self) -> list[int]:
+        return sorted({round(self.steps * (i + 1) / self.num_checkpoints) for i in range(self.num_checkpoints)})
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, context: int) -> transformers.PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer that puts BOS before a text; EOS is added where an example ends."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=[BOS, EOS], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, 0)])
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=EOS, model_max_length=context
+    )
+
+
+def batch_of(seed: int, epoch: int, example_id: str, batches: int) -> int:
+    """The batch of an example in an epoch: a function of these four alone."""
+    digest = hashlib.blake2b(f"{seed}/{epoch}/{example_id}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % batches
+
+
+def new_model(recipe: Recipe, vocab_size: int) -> transformers.GPT2LMHeadModel:
+    """A GPT-2-shaped model, initialised from the recipe's seed, without dropout."""
+    torch.manual_seed(recipe.seed)
+    config = transformers.GPT2Config(
+        vocab_size=vocab_size,
+        n_positions=recipe.context,
+        n_embd=recipe.width,
+        n_layer=recipe.layers,
+        n_head=recipe.heads,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    return transformers.GPT2LMHeadModel(config)
+
+
+def batch_loss(model: torch.nn.Module, batch: list[list[int]]) -> torch.Tensor:
+    """The summed next-token loss of the batch's sequences, right-padded; logits only where a loss is taken.
+
+    With 1,500 T-REx sentences in batches of 64, three of five positions are padding.
+    """
+    width = max(map(len, batch))
+    tokens = torch.zeros(len(batch), width, dtype=torch.long)
+    labels = torch.full((len(batch), width), -100)
+    for row, sequence in enumerate(batch):
+        tokens[row, : len(sequence)] = labels[row, : len(sequence)] = torch.tensor(sequence)
+    hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[:, :-1]
+    told = labels[:, 1:] != -100
+    return functional.cross_entropy(model.lm_head(hidden[told]), labels[:, 1:][told], reduction="sum")
+
+
+def train(
+    examples: list[tuple[str, list[int]]],
+    recipe: Recipe,
+    tokenizer: transformers.PreTrainedTokenizerFast,
+    output: Path,
+    progress: Callable[[int, int, float], None] | None = None,
+) -> list[Path]:
+    """Trains on (id, tokens) pairs and writes the recipe's checkpoints under `output`; returns their folders.
+
+    `progress(steps, tokens, loss per token)` is called after each step.
+    """
+    model = new_model(recipe, len(tokenizer))
+    model.train()
+    decayed = {"params": list(model.parameters()), "weight_decay": 0.0}
+    optimizer = torch.optim.AdamW([decayed], lr=0.0, betas=(recipe.beta1, recipe.beta2), eps=recipe.eps)
+    ordered = sorted(examples)
+    folders, step, due = [], 0, recipe.checkpoint_steps()
+    for epoch in range(recipe.epochs):
+        batches: list[list[list[int]]] = [[] for _ in range(recipe.batches_per_epoch)]
+        for example_id, tokens in ordered:
+            batches[batch_of(recipe.seed, epoch, example_id, recipe.batches_per_epoch)].append(tokens)
+        for batch in batches:
+            rate = recipe.rate(step)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.zero_grad(set_to_none=False)
+            count, loss = sum(len(tokens) - 1 for tokens in batch), 0.0
+            if count:
+                summed = batch_loss(model, batch)
+                (summed / recipe.tokens_per_batch).backward()
+                loss = summed.item() / count
+            else:  # the gradient of no example is zero, and the step is kept
+                for parameter in model.parameters():
+                    parameter.grad = torch.zeros_like(parameter)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            step += 1
+            if progress:
+                progress(1, count, loss)
+            if step in due:
+                folder = output / f"step-{step:06d}"
+                save_checkpoint(folder, model, tokenizer, optimizer, recipe, step, rate)
+                folders.append(folder)
+    return folders
+
+
+def save_checkpoint(
+    folder: Path,
+    model: transformers.PreTrainedModel,
+    tokenizer: transformers.PreTrainedTokenizerFast,
+    optimizer: torch.optim.Optimizer,
+    recipe: Recipe,
+    step: int,
+    rate: float,
+) -> None:
+    """Weights, tokenizer, Adam's second moments by parameter name, and `checkpoint.json`."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    moments = {name: optimizer.state[p]["exp_avg_sq"] for name, p in model.named_parameters()}
+    save_file(moments, folder / OPTIMIZER)
+    meta: dict[str, Any] = {
+        "step": step,
+        "learning_rate": rate,
+        "beta2": recipe.beta2,
+        "eps": recipe.eps,
+        "add_bos": True,
+        "add_eos": True,
+        "recipe": asdict(recipe),
+    }
+    (folder / CHECKPOINT_JSON).write_text(json.dumps(meta, indent=1, sort_keys=True) + "\n")

@@ -1,0 +1,76 @@
+"""`proponent VERB ...`, the same as `python -m pipelines VERB ...`; arguments after `--` go to Beam unread."""
+
+import importlib
+import logging
+import sys
+
+import tyro
+
+from pipelines import config as configs
+from schemas.errors import ConfigError, ProponentError
+
+VERBS = {
+    "train": configs.TrainConfig,
+    "index": configs.IndexConfig,
+    "trace": configs.TraceConfig,
+    "flag": configs.FlagConfig,
+    "clean": configs.CleanConfig,
+    "verify": configs.VerifyConfig,
+    "evaluate": configs.EvaluateConfig,
+    "demo": configs.DemoConfig,
+}
+BEAM_VERBS = ("index", "trace", "clean")
+
+
+def usage() -> str:
+    lines = [f"  {verb:9} {config.__doc__.splitlines()[0]}" for verb, config in VERBS.items()]
+    return "\n".join(
+        ["usage: proponent VERB [options] [-- Beam options]", "", *lines, "", "proponent VERB --help lists its options."]
+    )
+
+
+def run_verb(verb: str, arguments: list[str], beam_args: tuple[str, ...]) -> None:
+    """Parses the verb's options and runs it; only the chosen verb's libraries are loaded."""
+    config = tyro.cli(VERBS[verb], args=arguments, prog=f"proponent {verb}", use_underscores=True, config=(tyro.conf.FlagCreatePairsOff,))  # fmt: skip
+    if beam_args and verb not in BEAM_VERBS:
+        raise ConfigError(f"{verb} runs without Beam: expected nothing after --, found {' '.join(beam_args)}")
+    from pipelines import progress
+
+    progress.set_quiet(config.quiet)
+    logging.getLogger("pipelines").setLevel(logging.WARNING if config.quiet else logging.INFO)
+    module = importlib.import_module(f"pipelines.{verb}")
+    if verb in BEAM_VERBS:
+        module.run(config, beam_args)
+    elif verb == "verify":
+        module.run(config, importlib.import_module("pipelines.train").run)
+    elif verb == "evaluate":
+        module.print_result(module.run(config))
+    else:
+        module.run(config)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit codes: 0 done, 2 bad options or input, 3 artifacts that do not match, 4 too many bad records, 1 a bug."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    verb, *rest = arguments
+    if verb not in VERBS:
+        print(f"proponent: expected a verb ({', '.join(VERBS)}), found '{verb}'", file=sys.stderr)
+        return 2
+    beam_args: tuple[str, ...] = ()
+    if "--" in rest:
+        cut = rest.index("--")
+        rest, beam_args = rest[:cut], tuple(rest[cut + 1 :])
+    try:
+        run_verb(verb, rest, beam_args)
+    except ProponentError as error:
+        print(f"proponent {verb}: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

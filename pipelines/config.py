@@ -1,0 +1,249 @@
+"""One frozen dataclass a verb: its fields are the command line's options, its docstrings their help.
+
+No torch and no Beam here, so that `--help` and a mistyped option answer at once.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from schemas.errors import ConfigError
+from schemas.records import SIGNALS
+
+TextQuery = Literal["auto", "prompt_target", "subject_object"]
+
+
+def _require(condition: bool, option: str, expected: str, found: object) -> None:
+    if not condition:
+        raise ConfigError(f"--{option}: expected {expected}, found {found!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Train a small causal language model whose data order has holes, so that removals move nothing else."""
+
+    corpus: str
+    """Corpus files: a glob of .jsonl(.gz|.zst), .parquet or .txt, or a folder that `clean` wrote."""
+    output: str
+    """Folder for the checkpoints."""
+    like: str = ""
+    """A checkpoint to repeat on this corpus: same tokenizer, initial weights, schedule and data order."""
+    layers: int = 3
+    """Transformer blocks."""
+    width: int = 128
+    """Hidden size."""
+    heads: int = 4
+    """Attention heads."""
+    context: int = 128
+    """Context length in tokens; longer examples are cut, and counted."""
+    vocab_size: int = 4096
+    """Size of the byte-level BPE vocabulary that is trained on the corpus."""
+    epochs: int = 20
+    """Passes over the corpus."""
+    batch_examples: int = 64
+    """Mean number of examples a batch; the batches an epoch follow from it."""
+    learning_rate: float = 3e-3
+    """Highest learning rate (AdamW, linear warm-up, cosine down to a tenth)."""
+    num_checkpoints: int = 3
+    """Checkpoints kept, evenly spaced, the last step among them."""
+    id_field: str = "id"
+    """Name of the corpus' id field."""
+    text_field: str = "text"
+    """Name of the corpus' text field."""
+    seed: int = 0
+    """Seed of the initial weights and of the data order."""
+    quiet: bool = False
+    """No progress bars and no summary."""
+
+    def __post_init__(self) -> None:
+        for option in ("layers", "width", "heads", "epochs", "batch_examples", "num_checkpoints"):
+            _require(getattr(self, option) >= 1, option, "at least 1", getattr(self, option))
+        _require(self.width % self.heads == 0, "width", f"a multiple of --heads ({self.heads})", self.width)
+        _require(self.context >= 8, "context", "at least 8", self.context)
+        _require(self.vocab_size >= 300, "vocab_size", "at least 300 (256 bytes and some)", self.vocab_size)
+        _require(self.learning_rate > 0, "learning_rate", "more than 0", self.learning_rate)
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexConfig:
+    """Index a corpus: BM25, dense vectors and gradient features, shard by shard, with Apache Beam."""
+
+    corpus: str
+    """Corpus files: a glob of .jsonl(.gz|.zst), .parquet or .txt, or a folder that `clean` wrote."""
+    output: str
+    """Folder for the index."""
+    checkpoints: tuple[str, ...] = ()
+    """Checkpoints of the model for the gradient signal: folders, Hugging Face names or .gguf files."""
+    encoder: str = ""
+    """Encoder for the dense signal: any Hugging Face encoder by name or folder."""
+    signals: str = ""
+    """Comma-separated among bm25, dense, gradient; by default bm25 and what an encoder or checkpoints are given for."""
+    tokenizer: str = "word"
+    """BM25's tokens: `word`, or the subwords of a Hugging Face tokenizer by name or folder (Chinese, code)."""
+    stemming: str = ""
+    """A Snowball language (such as `english`) to stem words with; only with --tokenizer word."""
+    max_tokens: int = 256
+    """Longest passage, in tokens of the model (else of the encoder, else words); longer documents are split."""
+    overlap: int = 32
+    """Tokens that consecutive passages of a document share."""
+    projection_dim: int = 16
+    """Rows of each random projection: a layer's feature has the square of it."""
+    passages_per_shard: int = 10_000
+    """Passages a shard: the unit of work, of memory and of resuming."""
+    num_pseudo_facts: int = 200
+    """Facts cut from the corpus itself to fit the fusion weights on."""
+    max_dead_fraction: float = 0.01
+    """Share of records that may be refused before the job fails."""
+    id_field: str = "id"
+    """Name of the corpus' id field."""
+    text_field: str = "text"
+    """Name of the corpus' text field."""
+    seed: int = 0
+    """Seed of the projections and of the pseudo-facts."""
+    quiet: bool = False
+    """No progress bars and no summary."""
+
+    def __post_init__(self) -> None:
+        unknown = set(self.signal_names) - set(SIGNALS)
+        _require(not unknown, "signals", f"some of {', '.join(SIGNALS)}", ",".join(sorted(unknown)))
+        _require("bm25" in self.signal_names, "signals", "bm25 among them", self.signals)
+        _require("dense" not in self.signal_names or bool(self.encoder), "encoder", "an encoder for dense", "")
+        _require("gradient" not in self.signal_names or bool(self.checkpoints), "checkpoints", "some for gradient", ())
+        _require(not self.stemming or self.tokenizer == "word", "stemming", "--tokenizer word", self.tokenizer)
+        _require(self.max_tokens >= 8, "max_tokens", "at least 8", self.max_tokens)
+        _require(0 <= self.overlap < self.max_tokens, "overlap", "0 to --max_tokens - 1", self.overlap)
+        for option in ("projection_dim", "passages_per_shard", "num_pseudo_facts"):
+            _require(getattr(self, option) >= 1, option, "at least 1", getattr(self, option))
+        _require(0 <= self.max_dead_fraction <= 1, "max_dead_fraction", "0 to 1", self.max_dead_fraction)
+
+    @property
+    def signal_names(self) -> tuple[str, ...]:
+        """The signals in their fixed order."""
+        if self.signals:
+            given = [name.strip() for name in self.signals.split(",")]
+            return tuple(sorted(given, key=lambda n: SIGNALS.index(n) if n in SIGNALS else -1))
+        present = {"bm25": True, "dense": bool(self.encoder), "gradient": bool(self.checkpoints)}
+        return tuple(name for name in SIGNALS if present[name])
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraceConfig:
+    """Rank the passages behind each fact by every signal of the index and by their fusion."""
+
+    index: str
+    """Folder of the index."""
+    facts: str
+    """JSONL of facts: prompt + target, subject + relation + object (with a template), or sentence + explain."""
+    output: str
+    """Folder for the rankings."""
+    top_k: int = 100
+    """Candidates kept a fact from each signal; all signals' scores are given for all of them."""
+    text_query: TextQuery = "auto"
+    """What bm25 and dense are asked: subject + object where the fact has both (auto), or always one of the two."""
+    quiet: bool = False
+    """No progress bars and no summary."""
+
+    def __post_init__(self) -> None:
+        _require(self.top_k >= 1, "top_k", "at least 1", self.top_k)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlagConfig:
+    """Propose removals from rankings, and as many random examples as a control."""
+
+    rankings: str
+    """Folder that `trace` wrote."""
+    output: str
+    """Folder for removals.jsonl and control_removals.jsonl."""
+    max_per_fact: int = 5
+    """Most examples proposed for one fact."""
+    min_coverage: float = 0.9
+    """Least evidence: the share of the query's word weight (idf) that the passage must hold, 0 to 1."""
+    approve: Literal["none", "all"] = "none"
+    """`all` approves every proposal; otherwise a person sets `decision` in removals.jsonl to approved or rejected."""
+    by: str = ""
+    """Who approves, for the record; needed with --approve all."""
+    seed: int = 0
+    """Seed of the control's random choice."""
+    quiet: bool = False
+    """No progress bars and no summary."""
+
+    def __post_init__(self) -> None:
+        _require(self.max_per_fact >= 1, "max_per_fact", "at least 1", self.max_per_fact)
+        _require(0 <= self.min_coverage <= 1, "min_coverage", "0 to 1", self.min_coverage)
+        _require(self.approve == "none" or bool(self.by), "by", "the name of who approves, with --approve all", "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CleanConfig:
+    """Write a new corpus without the approved removals, every other record byte for byte."""
+
+    corpus: str
+    """Corpus files: a glob, or a folder that `clean` wrote."""
+    removals: str
+    """removals.jsonl with decisions; only approved ones are acted on."""
+    output: str
+    """Folder for the new corpus (corpus/) and what was taken out (removed/)."""
+    max_dead_fraction: float = 0.0
+    """Share of records that may be unreadable; they are in neither part, but in dead_letters/."""
+    id_field: str = "id"
+    """Name of the corpus' id field."""
+    text_field: str = "text"
+    """Name of the corpus' text field."""
+    quiet: bool = False
+    """No progress bars and no summary."""
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.max_dead_fraction <= 1, "max_dead_fraction", "0 to 1", self.max_dead_fraction)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyConfig:
+    """Measure what models know before, after and in the control; trains after and control where corpora are given."""
+
+    before: str
+    """Checkpoint trained on the whole corpus."""
+    facts: str
+    """JSONL of the facts that should be gone."""
+    retain_facts: str
+    """JSONL of the facts that should stay."""
+    output: str
+    """Folder for the answers and their summary."""
+    after: str = ""
+    """Checkpoint trained without the removals; or give --after_corpus."""
+    control: str = ""
+    """Checkpoint trained without as many random examples; or give --control_corpus."""
+    after_corpus: str = ""
+    """Corpus without the removals: trained on here as `train --like BEFORE` does."""
+    control_corpus: str = ""
+    """Corpus without the random examples: trained on here likewise."""
+    quiet: bool = False
+    """No progress bars and no summary."""
+
+    def __post_init__(self) -> None:
+        for name in ("after", "control"):
+            given = [bool(getattr(self, name)), bool(getattr(self, f"{name}_corpus"))]
+            _require(sum(given) == 1, name, f"either a checkpoint or --{name}_corpus", "both" if all(given) else "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Print how well rankings find known proponents, as one JSON object."""
+
+    rankings: str
+    """Folder that `trace` wrote."""
+    facts: str
+    """JSONL of the facts with their known proponents."""
+    quiet: bool = False
+    """No progress bars and no summary."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """Run the whole loop on a small corpus of real facts with planted false claims, and write an HTML report."""
+
+    output: str = "demo-output"
+    """Folder for everything, report.html and summary.json among it; an earlier demo there is replaced."""
+    seed: int = 0
+    """Seed of the corpus, the training and the control."""
+    quiet: bool = False
+    """No progress bars and no summary."""

@@ -1,0 +1,295 @@
+"""Corpora: JSONL (plain, .gz, .zst), Parquet and plain text files in, record by record; and the scan before any work.
+
+`read_records` yields a Record for what is well-formed and a DeadLetter for what is not, in the file's order. `scan`
+reads a corpus once: it counts, writes the dead letters, finds repeated ids over all files, and holds the failure budget
+before anything expensive starts.
+"""
+
+import hashlib
+import io
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.stage import Done, Shard, ShardRecord, all_files, run_stage, total
+from pipelines.storage import STAGES, OutputFolder, absolute, exists, join, match, open_read
+from schemas.errors import ConfigError, FailureBudgetExceeded
+from schemas.manifest import MANIFEST, FileInfo
+from schemas.records import DeadLetter, text_sha256
+
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+JSONL, PARQUET, TEXT = (".jsonl", ".ndjson", ".json"), (".parquet",), (".txt", ".md")
+SHOWN = 5
+
+
+@dataclass(frozen=True)
+class CorpusFormat:
+    """How to read a corpus: the names of its id and text fields."""
+
+    id_field: str = "id"
+    text_field: str = "text"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One well-formed record. `raw` is its line, line ending included (JSONL), or None."""
+
+    id: str
+    text: str
+    source: str
+    row: int
+    raw: bytes | None = None
+
+    @property
+    def sha256(self) -> str:
+        return text_sha256(self.text)
+
+
+def split_suffix(path: str) -> tuple[str, str]:
+    """(format suffix, compression suffix or ''); raises ConfigError for a file that is no corpus."""
+    stem, last = os.path.splitext(path)
+    compression = last if last in COMPRESSIONS else ""
+    suffix = os.path.splitext(stem)[1] if compression else last
+    if suffix not in JSONL + PARQUET + TEXT or (compression and suffix in PARQUET):
+        raise ConfigError(
+            f"{path}: expected a corpus file (.jsonl, .ndjson, .json, .txt, .md, each plain or with .gz or .zst, or "
+            ".parquet), found another suffix; rename it, or narrow the glob"
+        )
+    return suffix, compression
+
+
+def list_corpus(pattern: str) -> list[tuple[str, int]]:
+    """(path, bytes) of a corpus' files: a glob, or a folder that `clean` wrote. Raises ConfigError if there is none."""
+    if exists(join(pattern, MANIFEST)):
+        pattern = join(pattern, "corpus", "**")
+    elif os.path.isdir(pattern):
+        raise ConfigError(f"{pattern}: expected corpus files, found a folder; give a glob, such as '{pattern}/*.jsonl'")
+    files = match(pattern)
+    for path, _ in files:
+        split_suffix(path)
+    return files
+
+
+def base_folder(pattern: str) -> str:
+    """The part of a glob before its first wildcard: what file names are given relative to."""
+    if exists(join(pattern, MANIFEST)):
+        return join(absolute(pattern), "corpus")
+    return os.path.dirname(re.split(r"[*?\[{]", absolute(pattern))[0])
+
+
+def open_corpus_file(path: str) -> BinaryIO:
+    """The decompressed bytes of a corpus file."""
+    raw = open_read(path)
+    compression = split_suffix(path)[1]
+    if not compression:
+        return raw
+    return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw, "r"), COMPRESSIONS[compression]))
+
+
+def _lines(path: str) -> Iterator[bytes]:
+    """Lines with their endings. Raises ConfigError where a compressed file ends too early or is damaged."""
+    number = 0
+    try:
+        with open_corpus_file(path) as file:
+            for number, line in enumerate(file, start=1):  # noqa: B007 (the number is for the message)
+                yield line
+    except (OSError, EOFError, pa.ArrowException) as error:
+        raise ConfigError(
+            f"{path}: expected a whole compressed file, found it truncated or damaged after line {number} ({error}); "
+            "copy it again from its source"
+        ) from error
+
+
+def _checked(fields: Any, format: CorpusFormat, row: int, raw: bytes | None) -> Record:
+    """The record in a parsed row; raises ValueError with the reason for its refusal."""
+    if not isinstance(fields, dict):
+        raise ValueError(f"expected a JSON object, found {type(fields).__name__}")
+    record_id, text = fields.get(format.id_field), fields.get(format.text_field)
+    if isinstance(record_id, int) and not isinstance(record_id, bool):
+        record_id = str(record_id)
+    if not isinstance(record_id, str) or not record_id:
+        found = "no such field" if format.id_field not in fields else repr(record_id)
+        raise ValueError(f"field '{format.id_field}' must be a non-empty string or an integer, found {found}")
+    if not isinstance(text, str) or not text.strip():
+        found = "no such field" if format.text_field not in fields else repr(text)
+        raise ValueError(f"field '{format.text_field}' must be text that is not empty, found {found}")
+    source = fields.get("source")
+    for value in (record_id, text):
+        value.encode()  # a lone surrogate is no text: UnicodeEncodeError is a ValueError
+    return Record(record_id, text, source if isinstance(source, str) else "", row, raw)
+
+
+def _parse_line(line: bytes, format: CorpusFormat, row: int) -> Record:
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8: byte 0x{line[error.start]:02x} at position {error.start} of the line") from error
+    try:
+        fields = json.loads(text.lstrip("\ufeff") if row == 1 else text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"not JSON: {error}") from error
+    return _checked(fields, format, row, line)
+
+
+def _jsonl(path: str, format: CorpusFormat) -> Iterator[Record | DeadLetter]:
+    for row, line in enumerate(_lines(path), start=1):
+        if not line.strip():
+            continue
+        try:
+            yield _parse_line(line, format, row)
+        except ValueError as error:
+            yield DeadLetter(path, row, "read", str(error), line[:200].decode("utf-8", "replace").rstrip())
+
+
+def open_parquet(path: str, format: CorpusFormat) -> pq.ParquetFile:
+    """A Parquet corpus file; raises ConfigError if it is damaged or lacks the id or the text column."""
+    try:
+        file = pq.ParquetFile(open_read(path))
+    except pa.ArrowException as error:
+        raise ConfigError(f"{path}: expected a Parquet file, found a damaged one ({error}); copy it again") from error
+    for name in (format.id_field, format.text_field):
+        if name not in file.schema_arrow.names:
+            raise ConfigError(
+                f"{path}: expected a column '{name}', found {', '.join(file.schema_arrow.names)}; name the columns "
+                "with --id_field and --text_field"
+            )
+    return file
+
+
+def _parquet(path: str, format: CorpusFormat) -> Iterator[Record | DeadLetter]:
+    file = open_parquet(path, format)
+    columns = [n for n in dict.fromkeys((format.id_field, format.text_field, "source")) if n in file.schema_arrow.names]
+    row = 0
+    for batch in file.iter_batches(batch_size=4096, columns=columns):
+        for fields in batch.to_pylist():
+            row += 1
+            try:
+                yield _checked(fields, format, row, None)
+            except ValueError as error:
+                yield DeadLetter(path, row, "read", str(error), repr(fields)[:200])
+
+
+def _text(path: str, name: str) -> Iterator[Record | DeadLetter]:
+    data = b"".join(_lines(path))
+    try:
+        text = data.decode("utf-8")
+        if not text.strip():
+            raise ValueError("the file holds no text")
+        yield Record(name, text, "", 1, data)
+    except ValueError as error:
+        yield DeadLetter(path, 1, "read", str(error))
+
+
+def read_records(path: str, format: CorpusFormat, base: str) -> Iterator[Record | DeadLetter]:
+    """A file's records in order; a text file is one document, its id the path below `base`."""
+    suffix = split_suffix(path)[0]
+    if suffix in JSONL:
+        return _jsonl(path, format)
+    if suffix in PARQUET:
+        return _parquet(path, format)
+    return _text(path, relative_name(path, base))
+
+
+def relative_name(path: str, base: str) -> str:
+    return path[len(base) :].lstrip("/\\") if path.startswith(base) else os.path.basename(path)
+
+
+def corpus_shards(files: list[tuple[str, int]]) -> list[Shard]:
+    """A shard a file."""
+    return [Shard(f"{i:05d}", {"path": path, "file": i}) for i, (path, _) in enumerate(files)]
+
+
+def scan_shard(spec: dict[str, Any], folder: str, out: Path, format: CorpusFormat, base: str) -> Done:
+    """Counts one file, writes its dead letters, and its ids' 128-bit hashes with their rows."""
+    letters, hashes, rows, count = [], bytearray(), [], 0
+    for count, item in enumerate(read_records(spec["path"], format, base), start=1):  # noqa: B007
+        if isinstance(item, DeadLetter):
+            letters.append(item)
+        else:
+            hashes += hashlib.blake2b(item.id.encode(), digest_size=16).digest()
+            rows.append(item.row)
+    name = f"{spec['file']:05d}"
+    np.savez(out / "ids.npz", hashes=np.frombuffer(bytes(hashes), np.uint64).reshape(-1, 2), rows=np.array(rows, int))
+    os.makedirs(out / STAGES / "ids")
+    os.rename(out / "ids.npz", out / STAGES / "ids" / f"{name}.npz")
+    written = {f"{STAGES}/ids/{name}.npz": len(rows)}
+    if letters:
+        os.makedirs(out / "dead_letters")
+        (out / "dead_letters" / f"{name}.jsonl").write_bytes(letters_to_jsonl(letters))
+        written[f"dead_letters/{name}.jsonl"] = len(letters)
+    first = [f"{l.file}, row {l.row}: {l.reason}" for l in letters[:SHOWN]]
+    return Done({"in": count, "dead": len(letters)}, written, {"first": first})
+
+
+def letters_to_jsonl(letters: list[DeadLetter]) -> bytes:
+    return b"".join(json.dumps(letter.to_row(), ensure_ascii=False).encode() + b"\n" for letter in letters)
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A corpus after its first reading: `repeated` holds, by file number, the rows whose id stood earlier."""
+
+    shards: list[Shard]
+    num_in: int
+    num_dead: int
+    repeated: dict[int, list[int]]
+    files: list[FileInfo]
+
+
+def _find_repeated(records: list[ShardRecord], shards: list[Shard], folder: str) -> dict[int, list[int]]:
+    hashes, files, rows = [], [], []
+    for record, shard in zip(records, shards, strict=True):
+        with open_read(join(folder, STAGES, "ids", f"{record.shard}.npz")) as file, np.load(file) as arrays:
+            hashes.append(arrays["hashes"])
+            rows.append(arrays["rows"])
+            files.append(np.full(len(arrays["rows"]), shard.spec["file"]))
+    all_hashes, all_files, all_rows = np.concatenate(hashes), np.concatenate(files), np.concatenate(rows)
+    order = np.lexsort((all_rows, all_files, all_hashes[:, 1], all_hashes[:, 0]))
+    later = order[1:][(all_hashes[order[1:]] == all_hashes[order[:-1]]).all(axis=1)]
+    repeated: dict[int, list[int]] = {}
+    for i in np.sort(later):
+        repeated.setdefault(int(all_files[i]), []).append(int(all_rows[i]))
+    return repeated
+
+
+def scan(
+    files: list[tuple[str, int]],
+    format: CorpusFormat,
+    base: str,
+    output: OutputFolder,
+    max_dead_fraction: float,
+    beam_args: tuple[str, ...],
+) -> Scan:
+    """Reads the corpus once. Raises FailureBudgetExceeded over the budget, ConfigError if nothing is left to work on."""
+    shards = corpus_shards(files)
+    records = run_stage("scan", shards, partial(scan_shard, format=format, base=base), output, beam_args)
+    repeated = _find_repeated(records, shards, output.path)
+    letters = [
+        DeadLetter(shards[file].spec["path"], row, "read", "the id stands earlier in the corpus; ids must be unique")
+        for file, rows in repeated.items()
+        for row in rows
+    ]
+    num_in, num_dead = total(records, "in"), total(records, "dead") + len(letters)
+    first = [line for record in records for line in record.facts["first"]]
+    first += [f"{letter.file}, row {letter.row}: {letter.reason}" for letter in letters]
+    if num_dead == num_in:
+        raise ConfigError("\n  ".join([f"expected records with an id and a text, found none among {num_in}", *first[:SHOWN]]))  # fmt: skip
+    if num_dead > max_dead_fraction * num_in:
+        shown = "\n  ".join(first[:SHOWN])
+        raise FailureBudgetExceeded(
+            f"{num_dead} of {num_in} records refused, at most {max_dead_fraction:.2%} may be (--max_dead_fraction); "
+            f"mend them or raise the budget:\n  {shown}" + ("\n  ..." if len(first) > SHOWN else "")
+        )
+    written = all_files(records)
+    if letters:
+        written.append(output.write("dead_letters/repeated.jsonl", letters_to_jsonl(letters), len(letters)))
+    return Scan(shards, num_in, num_dead, repeated, written)

@@ -1,0 +1,253 @@
+"""The search that `trace` asks for facts and `index` for its pseudo-facts: two Beam stages over an index's shards.
+
+  facts -> queries (a shard: an encoder or a checkpoint)          query vectors of all facts
+        -> score   (a shard: a shard of the index)                each signal's best, with all signals' scores
+        -> merge_block (a block of facts)                         the best over all shards, ties by id
+
+A shard's best contain every passage of that shard which is among the best of the whole index, so merging is exact and
+no more than `top_k` candidates a fact, signal and shard are ever kept.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from attribution import bm25, dense, tracin
+from attribution.embedding import embed
+from attribution.gradients import Sequence
+from attribution.projection import Projection
+from attribution.top_k import top_k
+from pipelines import progress, resources
+from pipelines.stage import Done, Shard, run_stage
+from pipelines.storage import STAGES, OutputFolder, join, localize, localize_folder, open_read, read_bytes
+from schemas.errors import ArtifactMismatch
+from schemas.facts import text_query
+from schemas.records import Fact
+from schemas.tables import CANDIDATES, parquet_bytes
+
+FACTS_PER_BLOCK = 256
+FACTS = f"{STAGES}/facts.jsonl"
+BM25_FILES = ["terms.arrow", "rows.npy", "freqs.npy", "lengths.npy"]
+
+
+@dataclass(frozen=True)
+class Query:
+    """What a search asks of which index; small enough to travel with every shard."""
+
+    index: str
+    details: dict[str, Any]
+    text_query: str
+    top_k: int
+
+    @property
+    def signals(self) -> list[str]:
+        return self.details["signals"]
+
+    @property
+    def shards(self) -> list[dict[str, Any]]:
+        return self.details["shards"]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """One fact's candidates over the whole index: ids `[n]`, `starts` `[n]`, raw `scores` `[n, signals]`."""
+
+    passages: np.ndarray
+    example_ids: list[str]
+    starts: np.ndarray
+    scores: np.ndarray
+
+
+def write_facts(facts: list[Fact], output: OutputFolder) -> None:
+    rows = [json.dumps(fact.to_row()) for fact in facts]
+    output.write(FACTS, "\n".join(rows).encode(), len(facts))
+
+
+@lru_cache(maxsize=2)
+def read_facts(folder: str) -> list[Fact]:
+    rows = [json.loads(line) for line in read_bytes(join(folder, FACTS)).split(b"\n")]
+    return [Fact(**{name: tuple(v) if isinstance(v, list) else v for name, v in row.items()}) for row in rows]
+
+
+@lru_cache(maxsize=2)
+def read_statistics(index: str, num_passages: int, total_length: int) -> bm25.Statistics:
+    with open_read(join(index, "bm25", "statistics.parquet")) as file:
+        table = pq.read_table(pa.BufferReader(file.read()))
+    df = dict(zip(table["term"].to_pylist(), table["df"].to_pylist(), strict=True))
+    return bm25.Statistics(num_passages, total_length, df)
+
+
+def statistics_of(query: Query) -> bm25.Statistics:
+    recorded = query.details["bm25"]
+    return read_statistics(query.index, recorded["num_passages"], recorded["total_length"])
+
+
+def _tokenize(query: Query) -> bm25.Tokenize:
+    recorded = query.details["bm25"]
+    return resources.bm25_tokenizer(recorded["tokenizer"], recorded["stemming"])
+
+
+def _query_shards(query: Query) -> list[Shard]:
+    shards = [Shard("dense", {"signal": "dense"})] if "dense" in query.signals else []
+    if "gradient" in query.signals:
+        checkpoints = query.details["gradient"]["checkpoints"]
+        shards += [Shard(f"gradient-{i}", {"signal": "gradient", "checkpoint": i}) for i in range(len(checkpoints))]
+    return shards
+
+
+def embed_queries(spec: dict[str, Any], folder: str, out: Path, query: Query) -> Done:
+    """Unit query vectors of all facts for the encoder or for one checkpoint, as a shard of the `queries` stage."""
+    facts = read_facts(folder)
+    place = out / STAGES / "queries"
+    place.mkdir(parents=True)
+    if spec["signal"] == "dense":
+        recorded = query.details["dense"]
+        resources.require_still_there("encoder", recorded["encoder"])
+        encoder = resources.encoder(recorded["encoder"])
+        resources.require_same_model("encoder", encoder.path, recorded, encoder.model, encoder.tokenizer)
+        name = "dense.npy"
+        with progress.bar("queries, dense", len(facts), "facts") as advance:
+            vectors, _ = embed(encoder, [text_query(fact, query.text_query) for fact in facts], progress=advance)
+    else:
+        recorded = query.details["gradient"]["checkpoints"][spec["checkpoint"]]
+        projection = Projection(**query.details["gradient"]["projection"])
+        resources.require_still_there("checkpoint", recorded["path"])
+        extractor = resources.extractor(recorded["path"], projection)
+        source = extractor.checkpoint
+        resources.require_same_model("checkpoint", source.path, recorded, source.model, source.tokenizer)
+        name = f"gradient-{spec['checkpoint']}.npy"
+        encoded = [source.encode_fact(fact) for fact in facts]
+        with progress.bar(f"queries, {recorded['name']}", len(facts), "facts") as advance:
+            sequences = [Sequence(e.tokens, e.target_start) for e in encoded]
+            vectors = tracin.unit(extractor.features(sequences, advance))
+    np.save(place / name, vectors)
+    return Done({"in": len(facts)}, {f"{STAGES}/queries/{name}": len(facts)})
+
+
+def _load_queries(folder: str, name: str) -> np.ndarray:
+    return np.load(localize(join(folder, STAGES, "queries", f"{name}.npy")), mmap_mode="r")
+
+
+def _shard_table(query: Query, name: str, columns: list[str]) -> pa.Table:
+    return pq.read_table(localize(join(query.index, "examples", f"{name}.parquet")), columns=columns)
+
+
+class _ShardScorer:
+    """One shard of the index, opened: all signals' scores of a block of facts."""
+
+    def __init__(self, query: Query, shard: dict[str, Any], folder: str):
+        self.query, self.name, self.rows, self.folder = query, shard["name"], shard["rows"], folder
+        self.postings = bm25.Shard(
+            Path(localize_folder(join(query.index, "bm25", self.name), BM25_FILES)), statistics_of(query)
+        )
+        if "dense" in query.signals:
+            self.vectors, ids = dense.open_index(localize(join(query.index, "dense", f"{self.name}.faiss")))
+            if not np.array_equal(ids, np.arange(shard["offset"], shard["offset"] + self.rows)):
+                raise ArtifactMismatch(f"{query.index}: dense ids of shard {self.name} are not its passages'; index again")  # fmt: skip
+
+    def _gradient(self, block: slice) -> np.ndarray:
+        scores = np.zeros((block.stop - block.start, self.rows), dtype=np.float32)
+        for i, recorded in enumerate(self.query.details["gradient"]["checkpoints"]):
+            place = join(self.query.index, "gradients", recorded["name"])
+            features = np.load(localize(join(place, f"{self.name}.npy")), mmap_mode="r")
+            norms = np.load(localize(join(place, f"{self.name}.norms.npy")))
+            queries = np.asarray(_load_queries(self.folder, f"gradient-{i}")[block])
+            tracin.add_checkpoint(scores, recorded["weight"], queries, features, norms)
+        return scores
+
+    def scores(self, block: slice, texts: list[list[str]]) -> list[np.ndarray]:
+        """Per signal `[facts of the block, rows]`."""
+        found = [np.stack([self.postings.scores(words) for words in texts])]
+        if "dense" in self.query.signals:
+            found.append(np.asarray(_load_queries(self.folder, "dense")[block]) @ self.vectors.T)
+        if "gradient" in self.query.signals:
+            found.append(self._gradient(block))
+        return found
+
+
+def fact_blocks(num_facts: int) -> list[slice]:
+    return [slice(i, min(i + FACTS_PER_BLOCK, num_facts)) for i in range(0, num_facts, FACTS_PER_BLOCK)]
+
+
+def least_score(signal: str) -> float:
+    """What a score must exceed to make a candidate: a passage that shares no word is no BM25 candidate."""
+    return 0.0 if signal == "bm25" else -np.inf
+
+
+def score_shard(spec: dict[str, Any], folder: str, out: Path, query: Query) -> Done:
+    """Every signal's best passages of one shard for all facts, with all signals' scores, in a file a block of facts."""
+    facts, tokenize = read_facts(folder), _tokenize(query)
+    scorer = _ShardScorer(query, spec, folder)
+    table = _shard_table(query, spec["name"], ["example_id", "start"])
+    ids, starts = np.array(table["example_id"].to_pylist(), dtype=object), table["start"].to_numpy()
+    tie_order = np.empty(len(ids), dtype=np.int64)
+    tie_order[sorted(range(len(ids)), key=lambda i: (ids[i], starts[i]))] = np.arange(len(ids))
+    place = out / STAGES / "candidates"
+    place.mkdir(parents=True)
+    written = {}
+    with progress.bar(f"score, shard {spec['name']}", len(facts), "facts") as advance:
+        for number, block in enumerate(fact_blocks(len(facts))):
+            texts = [tokenize(text_query(fact, query.text_query)) for fact in facts[block]]
+            by_signal = scorer.scores(block, texts)
+            parts: dict[str, list[np.ndarray]] = {"fact": [], "passage": [], "scores": []}
+            for position in range(len(texts)):
+                best = [
+                    top_k(scores[position], tie_order, query.top_k, least_score(signal))
+                    for signal, scores in zip(query.signals, by_signal, strict=True)
+                ]
+                rows = np.unique(np.concatenate(best))
+                parts["fact"].append(np.full(len(rows), block.start + position))
+                parts["passage"].append(rows)
+                parts["scores"].append(np.stack([scores[position, rows] for scores in by_signal], 1).astype(np.float64))
+            rows, scores = np.concatenate(parts["passage"]), np.concatenate(parts["scores"])
+            columns = [
+                pa.array(np.concatenate(parts["fact"])),
+                pa.array(rows + spec["offset"]),
+                pa.array(ids[rows], pa.string()),
+                pa.array(starts[rows]),
+                pa.array(list(scores), pa.list_(pa.float64())),
+            ]
+            name = f"{STAGES}/candidates/{spec['name']}.{number:05d}.parquet"
+            (out / name).write_bytes(parquet_bytes(pa.Table.from_arrays(columns, schema=CANDIDATES)))
+            written[name] = len(rows)
+            advance(len(texts))
+    return Done({"in": len(facts)}, written)
+
+
+def search(query: Query, facts: list[Fact], output: OutputFolder, beam_args: tuple[str, ...], stage: str) -> None:
+    """Runs both stages; `merge_block` then reads what they wrote. `stage` prefixes their names."""
+    write_facts(facts, output)
+    read_facts.cache_clear()  # the same folder may be searched again with other facts
+    run_stage(f"{stage}queries", _query_shards(query), partial(embed_queries, query=query), output, beam_args)
+    shards = [Shard(shard["name"], shard) for shard in query.shards]
+    run_stage(f"{stage}score", shards, partial(score_shard, query=query), output, beam_args)
+
+
+def merge_block(query: Query, folder: str, number: int, num_facts: int) -> Iterator[Candidates]:
+    """The candidates of each fact of a block, in order: the union of each signal's `top_k` over all shards."""
+    names = [join(folder, STAGES, "candidates", f"{s['name']}.{number:05d}.parquet") for s in query.shards]
+    table = pa.concat_tables([pq.read_table(localize(name)) for name in names]).combine_chunks()
+    fact_of, passages = table["fact"].to_numpy(), table["passage"].to_numpy()
+    ids, starts = np.array(table["example_id"].to_pylist(), dtype=object), table["start"].to_numpy()
+    lists = table["signal_scores"].combine_chunks()
+    scores = lists.flatten().to_numpy().reshape(-1, len(query.signals))
+    order = np.argsort(fact_of, kind="stable")
+    block = fact_blocks(num_facts)[number]
+    for fact in range(block.start, block.stop):
+        rows = order[slice(*np.searchsorted(fact_of, [fact, fact + 1], sorter=order))]
+        tie_order = np.empty(len(rows), dtype=np.int64)
+        tie_order[sorted(range(len(rows)), key=lambda i: (ids[rows[i]], starts[rows[i]]))] = np.arange(len(rows))
+        best = [
+            top_k(scores[rows, column], tie_order, query.top_k, least_score(signal))
+            for column, signal in enumerate(query.signals)
+        ]
+        kept = np.unique(np.concatenate(best))
+        kept = rows[kept[np.argsort(tie_order[kept])]]
+        yield Candidates(passages[kept], list(ids[kept]), starts[kept], scores[kept])

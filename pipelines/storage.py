@@ -1,0 +1,179 @@
+"""Paths of any kind that Beam's FileSystems opens, and output folders that are finished or not there.
+
+Locally a folder is built in a hidden sibling and renamed at the end; on an object store it is written under its final
+prefix and the manifest, written last, is the commit.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+from apache_beam.io.filesystem import CompressionTypes
+from apache_beam.io.filesystems import FileSystems
+
+from schemas.errors import ConfigError, ProponentError
+from schemas.manifest import MANIFEST, FileInfo, Kind, Manifest, check_counts, parse_manifest
+
+log = logging.getLogger(__name__)
+PLAN = "plan.json"
+STAGES = ".stages"
+
+
+def is_local(path: str) -> bool:
+    return "://" not in path
+
+
+def absolute(path: str) -> str:
+    """The path as a manifest keeps it: local ones absolute, so that a folder is found from anywhere."""
+    return os.path.abspath(os.path.expanduser(path)) if is_local(path) else path
+
+
+def join(folder: str, *names: str) -> str:
+    return FileSystems.join(folder, *names)
+
+
+def match(pattern: str) -> list[tuple[str, int]]:
+    """(path, bytes) of the files that match, sorted. Raises ConfigError if there is none."""
+    found = FileSystems.match([absolute(pattern)])[0].metadata_list
+    files = sorted((m.path, m.size_in_bytes) for m in found if not (is_local(m.path) and os.path.isdir(m.path)))
+    if not files:
+        raise ConfigError(f"{pattern}: expected at least one file, found none; check the path or the glob's quotes")
+    return files
+
+
+def exists(path: str) -> bool:
+    return FileSystems.exists(path)
+
+
+def open_read(path: str) -> BinaryIO:
+    """Raw bytes of a file, whatever its suffix. Raises ConfigError if it is not there."""
+    if not exists(path):
+        raise ConfigError(f"{path}: expected a file, found none; check the path")
+    return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
+
+
+def read_bytes(path: str) -> bytes:
+    with open_read(path) as file:
+        return file.read()
+
+
+def write_bytes(path: str, data: bytes) -> None:
+    """Writes a whole file: locally under a temporary name, then renamed."""
+    if is_local(path):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        temporary = f"{path}.tmp-{os.getpid()}"
+        Path(temporary).write_bytes(data)
+        os.replace(temporary, path)
+    else:
+        with FileSystems.create(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
+            file.write(data)
+
+
+def localize(path: str) -> str:
+    """A local path with the file's content, for what must be memory-mapped; remote files are fetched once a process."""
+    if is_local(path):
+        return path
+    cache = Path(tempfile.gettempdir()) / f"proponent-cache-{os.getuid()}"
+    size = match(path)[0][1]
+    copy = cache / f"{hashlib.sha256(f'{path}:{size}'.encode()).hexdigest()[:32]}-{os.path.basename(path)}"
+    if not copy.exists():
+        write_bytes(str(copy), read_bytes(path))
+    return str(copy)
+
+
+def localize_folder(folder: str, names: list[str]) -> str:
+    """A local folder that holds these files of `folder`."""
+    if is_local(folder):
+        return folder
+    copies = Path(tempfile.mkdtemp(prefix="proponent-"))
+    for name in names:
+        shutil.copy(localize(join(folder, name)), copies / name)
+    return str(copies)
+
+
+def publish(source: Path, folder: str, name: str, rows: int) -> FileInfo:
+    """Moves a finished local file to `folder/name` and returns its size and hash."""
+    with open(source, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    size = source.stat().st_size
+    target = join(folder, name)
+    if is_local(target):
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(source, target)
+    else:
+        write_bytes(target, source.read_bytes())
+    return FileInfo(name, rows, size, digest)
+
+
+def read_manifest(folder: str, kind: Kind) -> Manifest:
+    """The manifest of a finished folder; raises ConfigError for none, ArtifactMismatch for another kind or version."""
+    path = join(folder, MANIFEST)
+    if not exists(path):
+        raise ConfigError(f"{folder}: expected a finished folder of kind '{kind}', found no {MANIFEST} in it; check the path, or run the verb that writes it again to resume")  # fmt: skip
+    return parse_manifest(read_bytes(path), folder, kind)
+
+
+class OutputFolder:
+    """The folder that a verb writes. Use as a context manager; `path` is where to write until `finish`.
+
+    A mistake of the user (ProponentError) leaves nothing behind. Any other end, a kill for instance, leaves the hidden
+    folder: the same job resumes from it, another one is refused and told what differs.
+    """
+
+    def __init__(self, final: str, plan: dict[str, Any]):
+        self.final = absolute(final).rstrip("/")
+        self.plan = json.loads(json.dumps(plan))
+        self.path = self.final
+        if is_local(self.final):
+            parent, name = os.path.split(self.final)
+            self.path = os.path.join(parent, f".{name}.partial")
+
+    def __enter__(self) -> "OutputFolder":
+        if exists(join(self.final, MANIFEST)):
+            raise ConfigError(f"{self.final}: expected a new output folder, found a finished one; choose another --output or delete it")  # fmt: skip
+        if is_local(self.final) and os.path.exists(self.final) and (os.path.isfile(self.final) or os.listdir(self.final)):  # fmt: skip
+            raise ConfigError(f"{self.final}: expected a new or empty output folder, found other files in it; choose another --output")  # fmt: skip
+        plan_path = join(self.path, PLAN)
+        if exists(plan_path):
+            found = json.loads(read_bytes(plan_path))
+            differing = sorted(k for k in self.plan.keys() | found.keys() if self.plan.get(k) != found.get(k))
+            if differing:
+                raise ConfigError(
+                    f"{self.path}: an unfinished job with another configuration is there, it differs in "
+                    f"{', '.join(differing)}; delete it, or run with the same configuration to resume"
+                )
+            log.info("resuming the unfinished job in %s", self.path)
+        else:
+            write_bytes(plan_path, json.dumps(self.plan, indent=1, sort_keys=True).encode())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, ProponentError):
+            FileSystems.delete([self.path])
+        elif error is not None:
+            log.error("stopped; what is finished stays in %s, the same command resumes from it", self.path)
+
+    def write(self, name: str, data: bytes, rows: int) -> FileInfo:
+        """Writes one small file of the folder."""
+        write_bytes(join(self.path, name), data)
+        return FileInfo(name, rows, len(data), hashlib.sha256(data).hexdigest())
+
+    def finish(self, manifest: Manifest) -> Manifest:
+        """Checks the counts, takes the stages' records away, writes the manifest and puts the folder in its place."""
+        check_counts(manifest.counts)
+        leftovers = [join(self.path, name) for name in (STAGES, PLAN) if exists(join(self.path, name))]
+        FileSystems.delete(leftovers)
+        write_bytes(join(self.path, MANIFEST), manifest.to_json())
+        if self.path != self.final:
+            if os.path.isdir(self.final):
+                os.rmdir(self.final)  # only an empty folder is let through at the start
+            os.rename(self.path, self.final)
+        return manifest

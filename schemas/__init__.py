@@ -1,0 +1,1 @@
+"""What is passed around: records, tables, manifests and errors. Standard library, numpy and pyarrow only."""

@@ -1,0 +1,143 @@
+"""The records of the system: Example, Passage, Fact, Proponent, Removal and DeadLetter.
+
+Every record has `to_row` (a flat dict of JSON values) and `from_row`; a row with a missing or mistyped field raises
+`ValueError` with the name of the field, and the reader adds file and line.
+"""
+
+import hashlib
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, Self
+
+SIGNALS = ("bm25", "dense", "gradient")
+Decision = Literal["proposed", "approved", "rejected"]
+
+
+def text_sha256(text: str) -> str:
+    """SHA-256 of the text's UTF-8 bytes, in hexadecimal: the identity of an example's content in every format."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _known(cls, row: dict[str, Any]) -> dict[str, Any]:
+    return {f.name: row[f.name] for f in fields(cls) if f.name in row}
+
+
+@dataclass(frozen=True)
+class Example:
+    """One training text and where it came from. `row` counts from 1 (a line, a Parquet row; 1 for a text file)."""
+
+    id: str
+    text: str
+    source: str
+    file: str
+    row: int
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A window of an example: `text` is `example.text[start:end]`; `sha256` is of the whole example's text."""
+
+    example_id: str
+    start: int
+    end: int
+    text: str
+    source: str
+    sha256: str
+    file: str
+    row: int
+
+
+@dataclass(frozen=True)
+class DeadLetter:
+    """An input that could not be processed: the step and the reason, and where it stands."""
+
+    file: str
+    row: int
+    step: str
+    reason: str
+    record: str = ""
+
+    def to_row(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Fact:
+    """What the model says: `target` is the continuation of `prompt` to be explained.
+
+    `subject`, `relation`, `object` and `aliases` are optional; `proponents` are the example ids known to state the
+    fact (None: not known), read by `evaluate` alone.
+    """
+
+    id: str
+    prompt: str
+    target: str
+    subject: str = ""
+    relation: str = ""
+    object: str = ""
+    aliases: tuple[str, ...] = ()
+    proponents: tuple[str, ...] | None = None
+
+    def to_row(self) -> dict[str, Any]:
+        row = {name: value for name, value in asdict(self).items() if value not in ("", (), None)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in row.items()}
+
+
+@dataclass(frozen=True)
+class Proponent:
+    """A passage with its scores for one fact. Higher = more of a proponent, in every signal; rank counts from 1.
+
+    `coverage` is the share of the text query's word weight (idf) that the passage holds, 0 to 1: the evidence that
+    `flag` asks a minimum of.
+    """
+
+    fact_id: str
+    rank: int
+    score: float
+    example_id: str
+    start: int
+    end: int
+    signals: dict[str, float]
+    text: str
+    source: str
+    sha256: str
+    coverage: float = 0.0
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> Self:
+        return cls(**_known(cls, row))
+
+    def to_row(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Removal:
+    """A decision about one example. Only `decision == "approved"` is ever acted on."""
+
+    example_id: str
+    sha256: str
+    decision: Decision
+    reason: str
+    decided_by: str = ""
+    decided_at: str = ""
+    action: Literal["remove"] = "remove"
+    fact_ids: tuple[str, ...] = ()
+    evidence: tuple[dict[str, Any], ...] = field(default=(), compare=False)
+    text: str = ""
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> Self:
+        for name in ("example_id", "sha256", "decision"):
+            if not isinstance(row.get(name), str) or not row[name]:
+                raise ValueError(f"field '{name}' must be a non-empty string, found {row.get(name)!r}")
+        if row["decision"] not in ("proposed", "approved", "rejected"):
+            raise ValueError(f"field 'decision' must be proposed, approved or rejected, found {row['decision']!r}")
+        if row.get("action", "remove") != "remove":
+            raise ValueError(f"field 'action' must be 'remove', found {row['action']!r}")
+        known = _known(cls, {"reason": "", **row})
+        for name in ("fact_ids", "evidence"):
+            known[name] = tuple(known.get(name) or ())
+        return cls(**known)
+
+    def to_row(self) -> dict[str, Any]:
+        return asdict(self)

@@ -1,0 +1,72 @@
+"""The pyarrow schema of every Parquet file we write, and the strict conversion of rows to it.
+
+Beam's and pyarrow's writers drop unknown keys and turn a missing field into NULL; here both are errors.
+"""
+
+import io
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+
+def _schema(**columns: pa.DataType) -> pa.Schema:
+    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns.items()])
+
+
+PASSAGES = _schema(
+    example_id=pa.string(),
+    start=pa.int64(),
+    end=pa.int64(),
+    text=pa.string(),
+    source=pa.string(),
+    sha256=pa.string(),
+    file=pa.string(),
+    row=pa.int64(),
+)
+# Scores of a shard's candidates: `fact` is the fact's position in the facts file, `passage` the index's int64 id.
+CANDIDATES = _schema(
+    fact=pa.int64(),
+    passage=pa.int64(),
+    example_id=pa.string(),
+    start=pa.int64(),
+    signal_scores=pa.list_(pa.float64()),
+)
+RANKINGS = _schema(
+    fact_id=pa.string(),
+    rank=pa.int64(),
+    score=pa.float64(),
+    example_id=pa.string(),
+    start=pa.int64(),
+    end=pa.int64(),
+    signals=pa.map_(pa.string(), pa.float64()),
+    text=pa.string(),
+    source=pa.string(),
+    sha256=pa.string(),
+    coverage=pa.float64(),
+)
+TERMS = _schema(term=pa.string(), df=pa.int64())
+
+
+def to_table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
+    """A table of exactly the schema's columns; raises ValueError for a missing, unknown or null field."""
+    names = set(schema.names)
+    for position, row in enumerate(rows):
+        if row.keys() != names:
+            odd = ", ".join(sorted(row.keys() ^ names))
+            raise ValueError(f"row {position}: missing or unknown fields: {odd}")
+        for name, value in row.items():
+            if value is None:
+                raise ValueError(f"row {position}: field '{name}' is null")
+    columns = {
+        name: [list(row[name].items()) if pa.types.is_map(schema.field(name).type) else row[name] for row in rows]
+        for name in schema.names
+    }
+    return pa.table(columns, schema=schema)
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """The table as one Parquet file, zstd, in row groups of at most 10,000 rows: the same table, the same bytes."""
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd", row_group_size=10_000)
+    return sink.getvalue()

