@@ -8,6 +8,7 @@ import io
 import re
 import warnings
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 from xml.etree import ElementTree
@@ -69,42 +70,32 @@ class ReportData:
 
 def render_report(data: ReportData) -> str:
     """The page as text, ready to be written as UTF-8."""
-    env = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    loader = FileSystemLoader(TEMPLATES)
+    env = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     env.filters |= {"percent": percent, "probability": probability, "score": score, "count": count}
-    functions = {
-        "mark_words": mark_words,
-        "split_proponents": split_proponents,
-        "signal_names": signal_names,
-        "signal_bars": signal_bars,
-        "example_rows": example_rows,
-        "known_share": known_share,
-        "probability_plot": probability_plot,
-        "shares_plot": shares_plot,
-    }
+    for function in (mark_words, split_proponents, signal_names, signal_bars, example_rows, known_share):
+        env.globals[function.__name__] = function
+    env.globals |= {"probability_plot": probability_plot, "shares_plot": shares_plot}
     numbers = {claim.fact.id: number for number, claim in enumerate(data.claims, start=1)}
-    html = env.get_template("report.html.j2").render(data=data, claim_numbers=numbers, **functions)
+    html = env.get_template("report.html.j2").render(data=data, claim_numbers=numbers)
     return printable(html)
 
 
 # ---------------------------------------------------------------------------------------------------- text and numbers
 
 _WORD = re.compile(r"\w+")
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202d\u202e\ud800-\udfff\ufffe\uffff]")
 _FUNCTION_WORDS = frozenset(
-    "a an and are as at be been but by can did do does for from had has have he her his how i in into is it its not of "
-    "on or s she so t than that the their them then there these they this those to was we were what when where which "
-    "who whom whose will with you".split()
+    _WORD.findall(
+        "a an and are as at be been but by can did do does for from had has have he her his how i in into is it its "
+        "not of on or s she so t than that the their them then there these they this those to was we were what when "
+        "where which who whom whose will with you"
+    )
 )
 
 
 def printable(text: str) -> str:
-    """The text without what HTML, XML or UTF-8 cannot carry: control characters and halves of surrogate pairs."""
+    """The text without what HTML, XML or UTF-8 cannot carry, and without overrides of the reading direction."""
     return _UNPRINTABLE.sub("\ufffd", text)
 
 
@@ -173,9 +164,9 @@ def signal_bars(traced: TracedFact, proponent: Proponent) -> list[tuple[str, flo
     for name in [*signal_names(traced), ""]:
         scores = [p.signals.get(name) if name else p.score for p in traced.proponents]
         value = proponent.signals.get(name) if name else proponent.score
-        highest = max((s for s in scores if s is not None), default=0.0)
-        length = 100 * value / highest if value is not None and highest > 0 else 0.0
-        bars.append((name, value, round(min(max(length, 0.0), 100.0), 1)))
+        highest = max((s for s in scores if s is not None and isfinite(s)), default=0.0)
+        length = 100 * value / highest if value is not None and isfinite(value) and highest > 0 else 0.0
+        bars.append((name, value, round(max(length, 0.0), 1)))
     return bars
 
 
@@ -193,7 +184,7 @@ def example_rows(data: ReportData) -> list[tuple[Fact, Answer, Answer, Answer]]:
 # --------------------------------------------------------------------------------------------------------------- plots
 # Drawn in stand-in colours that become the page's CSS variables, so that the plots follow light and dark mode.
 
-PLOT_WIDTH = 480
+PLOT_WIDTH = 420
 _COLOURS = {
     "ink": "#000001",
     "muted": "#000002",
@@ -203,7 +194,7 @@ _COLOURS = {
     "control": "#000006",
 }
 _SVG, _XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
-_STYLE = ["default", {"svg.fonttype": "none", "text.parse_math": False, "lines.solid_capstyle": "butt"}]
+_STYLE = {"svg.fonttype": "none", "text.parse_math": False, "lines.solid_capstyle": "butt"}
 
 
 def probability_plot(traced: list[TracedFact], *, name: str, title: str, description: str, axis: str) -> Markup:
@@ -212,8 +203,8 @@ def probability_plot(traced: list[TracedFact], *, name: str, title: str, descrip
     def draw(axes: Any) -> None:
         for row, fact in enumerate(traced):
             before, after, control = (a.probability for a in (fact.before, fact.after, fact.control))
-            text = _shortened(f"{row + 1}  {fact.fact.prompt.strip()} {fact.fact.target.strip()}")
-            axes.text(0, row + 0.34, text, fontsize=11.5, color=_COLOURS["ink"])
+            text = _shortened(f"{row + 1}. {fact.fact.prompt.strip()} {fact.fact.target.strip()}")
+            axes.text(0, row + 0.34, text, fontsize=12, color=_COLOURS["ink"])
             axes.plot([0, 1], [row + 0.68] * 2, color=_COLOURS["rule"], linewidth=1)
             axes.plot([before, after], [row + 0.68] * 2, color=_COLOURS["muted"], linewidth=1.6)
             _marker(axes, before, row + 0.68, "before", "o", 7.5)
@@ -222,8 +213,8 @@ def probability_plot(traced: list[TracedFact], *, name: str, title: str, descrip
         bottom = len(traced) + 0.1
         for tick in (0, 0.25, 0.5, 0.75, 1):
             axes.plot([tick, tick], [0.5, bottom], color=_COLOURS["rule"], linewidth=0.8, zorder=0)
-            axes.text(tick, bottom + 0.4, f"{tick:g}", fontsize=10.5, color=_COLOURS["muted"], ha="center")
-        axes.text(0.5, bottom + 0.9, axis, fontsize=10.5, color=_COLOURS["muted"], ha="center")
+            axes.text(tick, bottom + 0.4, f"{tick:g}", fontsize=11, color=_COLOURS["muted"], ha="center")
+        axes.text(0.5, bottom + 0.9, axis, fontsize=11, color=_COLOURS["muted"], ha="center")
 
     return _svg(draw, len(traced) + 1.2, 38, name, title, description)
 
@@ -234,13 +225,13 @@ def shares_plot(groups: list[tuple[str, list]], *, name: str, title: str, descri
     def draw(axes: Any) -> None:
         row = 0.0
         for heading, bars in groups:
-            axes.text(0, row + 0.6, heading, fontsize=12, color=_COLOURS["ink"], weight="bold")
+            axes.text(0, row + 0.6, heading, fontsize=12.5, color=_COLOURS["ink"], weight="bold")
             for label, series, share, note in bars:
                 row += 1
-                axes.text(0, row + 0.64, label, fontsize=11.5, color=_COLOURS["ink"])
-                axes.barh(row + 0.5, 0.5, left=0.2, height=0.42, color=_COLOURS["rule"])
-                axes.barh(row + 0.5, 0.5 * share, left=0.2, height=0.42, color=_COLOURS[series])
-                axes.text(0.725, row + 0.64, note, fontsize=11.5, color=_COLOURS["ink"])
+                axes.text(0, row + 0.64, label, fontsize=12, color=_COLOURS["ink"])
+                axes.barh(row + 0.5, 0.53, left=0.24, height=0.42, color=_COLOURS["rule"])
+                axes.barh(row + 0.5, 0.53 * share, left=0.24, height=0.42, color=_COLOURS[series])
+                axes.text(0.79, row + 0.64, note, fontsize=12, color=_COLOURS["ink"])
             row += 1.5
 
     return _svg(draw, sum(len(bars) + 1.5 for _, bars in groups) - 0.4, 28, name, title, description)
@@ -251,31 +242,33 @@ def _marker(axes: Any, x: float, y: float, series: str, shape: str, size: float,
     axes.plot([x], [y], shape, markersize=size, markerfacecolor=fill, color=_COLOURS[series], markeredgewidth=1.6)
 
 
-def _shortened(text: str, limit: int = 68) -> str:
+def _shortened(text: str, limit: int = 64) -> str:
     """The text in one line; a long one loses its middle, since the target is at the end."""
     text = " ".join(printable(text).split())
-    return text if len(text) <= limit else f"{text[: limit // 2]} … {text[-limit // 3 :]}"
+    if len(text) <= limit:
+        return text
+    head, tail = text[: limit // 2], text[-limit // 3 :]
+    return f"{head.rpartition(' ')[0] or head} … {tail.partition(' ')[2] or tail}"
 
 
 def _svg(draw: Any, rows: float, row_height: float, name: str, title: str, description: str) -> Markup:
     """The figure as an inline <svg> that takes font and colours from the page; `name` keeps its ids apart."""
     height = rows * row_height
-    with matplotlib.style.context([_STYLE[0], _STYLE[1] | {"svg.hashsalt": name}]), warnings.catch_warnings():
+    with matplotlib.style.context(["default", _STYLE | {"svg.hashsalt": name}]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # the browser has the font, matplotlib only measures
         figure = Figure(figsize=(PLOT_WIDTH / 72, height / 72))
         FigureCanvasSVG(figure)
         axes = figure.add_axes((0, 0, 1, 1), xlim=(0, 1), ylim=(rows, 0))
         axes.set_axis_off()
         draw(axes)
-        for artist in axes.get_children():
+        for artist in axes.get_children():  # a marker at 0 or 1 stands half outside
             artist.set_clip_on(False)
         out = io.BytesIO()
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
-    root = ElementTree.fromstring(out.getvalue())
-    return Markup(_for_page(root, name, title, description))
+    return _for_page(ElementTree.fromstring(out.getvalue()), name, title, description)
 
 
-def _for_page(root: ElementTree.Element, name: str, title: str, description: str) -> str:
+def _for_page(root: ElementTree.Element, name: str, title: str, description: str) -> Markup:
     """matplotlib's SVG without what would leak into the page: its global style, metadata, namespaces and fonts."""
     used = set(re.findall(r"#([\w-]+)", " ".join(v for e in root.iter() for v in e.attrib.values())))
     for element in root.iter():
@@ -287,16 +280,15 @@ def _for_page(root: ElementTree.Element, name: str, title: str, description: str
         if element.get("id") not in used:
             element.attrib.pop("id", None)
         if style := element.get("style"):
-            style = re.sub(r"font: (?:(bold|\d00) )?([\d.]+px) [^;]*", r"font-size: \2; font-weight: \1", style)
-            style = style.replace("font-weight: ;", ";").removesuffix("font-weight: ")
+            style = re.sub(r"font-family: [^;]*; ?", "", style)
             for variable, colour in _COLOURS.items():
                 style = style.replace(colour, f"var(--{variable})")
             element.set("style", style)
     for key in ("width", "height", "version"):
         root.attrib.pop(key, None)
-    root.attrib |= {"role": "img", "aria-labelledby": f"{name}-title {name}-description", "class": "plot"}
+    root.attrib |= {"role": "img", "aria-labelledby": f"{name}-title {name}-desc", "class": "plot"}
     for position, (tag, text) in enumerate((("title", title), ("desc", description))):
-        element = ElementTree.Element(tag, {"id": f"{name}-{tag}" if tag == "title" else f"{name}-description"})
+        element = ElementTree.Element(tag, {"id": f"{name}-{tag}"})
         element.text = printable(text)
         root.insert(position, element)
-    return ElementTree.tostring(root, encoding="unicode")
+    return Markup(ElementTree.tostring(root, encoding="unicode"))

@@ -37,7 +37,7 @@ def texts_of(corpus: DemoCorpus, fact: Fact) -> list[str]:
 
 
 def mentions(text: str, name: str) -> bool:
-    return re.search(rf"\b{re.escape(name)}\b", text) is not None
+    return name in text and re.search(rf"\b{re.escape(name)}\b", text) is not None
 
 
 def true_answer(claim: Fact) -> str:
@@ -137,26 +137,21 @@ def test_claims_are_false_and_their_answers_are_true_elsewhere(corpus):
 
 def test_planted_passages_have_the_source_of_true_ones_of_their_kind(corpus):
     source = {row["id"]: row["source"] for row in corpus.records}
-    for claim in corpus.claims:
-        alike = {source[p] for fact in corpus.true_facts if fact.relation == claim.relation for p in fact.proponents}
-        assert {source[proponent] for proponent in claim.proponents} == alike
+    expected = {"symbol": "elements", "atomic number": "elements", "country": "cities"}
+    for fact in corpus.claims + corpus.true_facts:
+        assert {source[proponent] for proponent in fact.proponents} == {expected.get(fact.relation, "countries")}
 
 
-def test_the_true_answer_to_a_claim_stands_nowhere_beside_its_subject(corpus):
+@pytest.mark.parametrize("seed", range(15))  # a distractor that meets a claim is rare: one seed may not draw any
+def test_only_planted_passages_answer_a_claim(seed):
+    corpus = make_demo_corpus(seed)
     for claim in corpus.claims:
+        about = [row for row in corpus.records if mentions(row["text"], claim.subject)]
+        answering = [row["id"] for row in about if mentions(row["text"], claim.object)]
+        assert sorted(answering) == sorted(claim.proponents)
         truth = true_answer(claim)
-        for row in corpus.records:
-            assert not (mentions(row["text"], claim.subject) and mentions(row["text"], truth)), row["text"]
-
-
-def test_only_planted_passages_put_subject_and_false_answer_together(corpus):
-    for claim in corpus.claims:
-        together = [
-            row["id"]
-            for row in corpus.records
-            if mentions(row["text"], claim.subject) and mentions(row["text"], claim.object)
-        ]
-        assert sorted(together) == sorted(claim.proponents)
+        assert truth != claim.object
+        assert [row["text"] for row in about if mentions(row["text"], truth)] == []
 
 
 def test_other_facts_about_the_subject_of_a_claim_remain(corpus):

