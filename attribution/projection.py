@@ -21,7 +21,7 @@ class Projection:
     seed: int = 0
 
     def matrix(self, module: str, side: str, size: int) -> np.ndarray:
-        """`[min(dim, size), size]` float32; the identity where the side is no longer than `dim` (nothing to project)."""
+        """`[min(dim, size), size]` float32; the identity where the side is not longer than `dim`."""
         if size <= self.dim:
             return np.eye(size, dtype=np.float32)
         key = hashlib.blake2b(f"{self.seed}/{module}/{side}".encode(), digest_size=16).digest()

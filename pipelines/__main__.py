@@ -25,13 +25,25 @@ BEAM_VERBS = ("index", "trace", "clean")
 def usage() -> str:
     lines = [f"  {verb:9} {config.__doc__.splitlines()[0]}" for verb, config in VERBS.items()]
     return "\n".join(
-        ["usage: proponent VERB [options] [-- Beam options]", "", *lines, "", "proponent VERB --help lists its options."]
+        [
+            "usage: proponent VERB [options] [-- Beam options]",
+            "",
+            *lines,
+            "",
+            "proponent VERB --help lists its options.",
+        ]
     )
 
 
 def run_verb(verb: str, arguments: list[str], beam_args: tuple[str, ...]) -> None:
     """Parses the verb's options and runs it; only the chosen verb's libraries are loaded."""
-    config = tyro.cli(VERBS[verb], args=arguments, prog=f"proponent {verb}", use_underscores=True, config=(tyro.conf.FlagCreatePairsOff,))  # fmt: skip
+    config = tyro.cli(
+        VERBS[verb],
+        args=arguments,
+        prog=f"proponent {verb}",
+        use_underscores=True,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
     if beam_args and verb not in BEAM_VERBS:
         raise ConfigError(f"{verb} runs without Beam: expected nothing after --, found {' '.join(beam_args)}")
     from pipelines import progress

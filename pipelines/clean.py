@@ -64,7 +64,10 @@ def match_shard(spec: dict[str, Any], folder: str, out: Path, format: CorpusForm
 def _refuse_unmatched(removals: list[Removal], found: dict[str, str], path: str) -> None:
     unknown = [r.example_id for r in removals if r.example_id not in found]
     changed = [r.example_id for r in removals if found.get(r.example_id, r.sha256) != r.sha256]
-    for ids, what in ((unknown, "stand nowhere in the corpus"), (changed, "have another text in the corpus than the one that was judged")):  # fmt: skip
+    for ids, what in (
+        (unknown, "stand nowhere in the corpus"),
+        (changed, "have another text in the corpus than the one that was judged"),
+    ):
         if ids:
             raise ArtifactMismatch(
                 f"{path}: expected every approved removal to be in the corpus as it was judged, found {len(ids)} that "
@@ -145,8 +148,8 @@ def run(config: CleanConfig, beam_args: tuple[str, ...] = ()) -> Manifest:
     removals = approved(parse_removals(read_bytes(config.removals), config.removals))
     if not removals:
         raise ConfigError(
-            f"{config.removals}: expected at least one removal whose decision is 'approved', found none; edit the file, "
-            "or run flag with --approve all --by NAME"
+            f"{config.removals}: expected at least one removal whose decision is 'approved', found none; edit the "
+            "file, or run flag with --approve all --by NAME"
         )
     log_runner(beam_args)
     format, base = CorpusFormat(config.id_field, config.text_field), base_folder(config.corpus)
@@ -156,12 +159,19 @@ def run(config: CleanConfig, beam_args: tuple[str, ...] = ()) -> Manifest:
         output.write(REMOVALS, removals_to_jsonl(removals), len(removals))
         _removals.cache_clear()
         scanned = scan(corpus_files, format, base, output, config.max_dead_fraction, beam_args)
-        shards = [Shard(s.name, s.spec | {"repeated": scanned.repeated.get(s.spec["file"], [])}) for s in scanned.shards]
+        shards = [
+            Shard(s.name, s.spec | {"repeated": scanned.repeated.get(s.spec["file"], [])}) for s in scanned.shards
+        ]
         matched = run_stage("match", shards, partial(match_shard, format=format, base=base), output, beam_args)
         found = {example_id: sha for record in matched for example_id, sha in record.facts["found"].items()}
         _refuse_unmatched(removals, found, config.removals)
         records = run_stage("write", shards, partial(write_shard, format=format, base=base), output, beam_args)
-        counts = {"in": scanned.num_in, "kept": total(records, "kept"), "removed": total(records, "removed"), "dead": scanned.num_dead}  # fmt: skip
+        counts = {
+            "in": scanned.num_in,
+            "kept": total(records, "kept"),
+            "removed": total(records, "removed"),
+            "dead": scanned.num_dead,
+        }
         settings = {name: value for name, value in asdict(config).items() if name != "output"}
         manifest = Manifest(
             kind="corpus",

@@ -269,7 +269,7 @@ def scan(
     max_dead_fraction: float,
     beam_args: tuple[str, ...],
 ) -> Scan:
-    """Reads the corpus once. Raises FailureBudgetExceeded over the budget, ConfigError if nothing is left to work on."""
+    """Reads the corpus once. Raises FailureBudgetExceeded over the budget, ConfigError if nothing is left."""
     shards = corpus_shards(files)
     records = run_stage("scan", shards, partial(scan_shard, format=format, base=base), output, beam_args)
     repeated = _find_repeated(records, shards, output.path)
@@ -282,7 +282,9 @@ def scan(
     first = [line for record in records for line in record.facts["first"]]
     first += [f"{letter.file}, row {letter.row}: {letter.reason}" for letter in letters]
     if num_dead == num_in:
-        raise ConfigError("\n  ".join([f"expected records with an id and a text, found none among {num_in}", *first[:SHOWN]]))  # fmt: skip
+        raise ConfigError(
+            "\n  ".join([f"expected records with an id and a text, found none among {num_in}", *first[:SHOWN]])
+        )
     if num_dead > max_dead_fraction * num_in:
         shown = "\n  ".join(first[:SHOWN])
         raise FailureBudgetExceeded(

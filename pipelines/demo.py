@@ -32,7 +32,9 @@ def _prepare(folder: Path) -> None:
     """An empty output folder; one of an earlier demo is replaced, anything else refused."""
     marker = folder / "demo.json"
     if folder.exists() and os.listdir(folder) and not marker.exists():
-        raise ConfigError(f"--output {folder}: expected a new folder or one of an earlier demo, found other files in it")
+        raise ConfigError(
+            f"--output {folder}: expected a new folder or one of an earlier demo, found other files in it"
+        )
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     marker.write_text(json.dumps({"made by": "proponent demo"}) + "\n")
@@ -82,7 +84,7 @@ def _method(corpus: DemoCorpus, trained: Manifest, indexed: Manifest, config: De
     weights = zip(fusion["signals"], fusion["weights"], strict=True)
     versions = ", ".join(f"{name} {version}" for name, version in sorted(indexed.versions.items()))
     return {
-        "Corpus": f"{len(corpus.records):,} passages of real facts, {len(corpus.claims)} false claims planted among them",
+        "Corpus": f"{len(corpus.records):,} passages of real facts, {len(corpus.claims)} false claims among them",
         "Model": f"GPT-2 shape, {recipe['layers']} layers, width {recipe['width']}, trained here for "
         f"{recipe['epochs']} epochs ({recipe['epochs'] * recipe['batches_per_epoch']:,} steps)",
         "Data order": "batch = hash(seed, epoch, id): removing a passage moves no other",
@@ -150,7 +152,11 @@ def run(config: DemoConfig) -> dict[str, Any]:
         train.run,
     )
 
-    rankings = {ranking[0].fact_id: ranking for folder in ("rankings", "true_rankings") for ranking in read_rankings(place(folder))}  # fmt: skip
+    rankings = {
+        ranking[0].fact_id: ranking
+        for folder in ("rankings", "true_rankings")
+        for ranking in read_rankings(place(folder))
+    }
     removals = parse_removals((out / "removals/removals.jsonl").read_bytes(), "removals.jsonl")
     removed_ids = frozenset(removal.example_id for removal in removals)
     planted = {example for claim in corpus.claims for example in claim.proponents or ()}

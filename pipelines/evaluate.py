@@ -42,8 +42,8 @@ def run(config: EvaluateConfig) -> dict:
                 sums[name][f"recall_at_{k}"] += recall_at(ranking, gold, k)
     if not count:
         raise ConfigError(
-            f"{config.facts}: expected facts with `proponents` that {config.rankings} ranks, found none; are the ids those of "
-            "the facts that were traced?"
+            f"{config.facts}: expected facts with `proponents` that {config.rankings} ranks, found none; are the ids "
+            "those of the facts that were traced?"
         )
     signals = {name: {metric: value / count for metric, value in row.items()} for name, row in sums.items()}
     progress.summary("evaluate", {"facts": count} | {f"{n} MRR": f"{row['mrr']:.3f}" for n, row in signals.items()})

@@ -1,6 +1,6 @@
 """`flag`: rankings become proposed removals, a file that a person reads and edits, and a random control.
 
-  rankings/ + the index's examples -> removals.jsonl, control_removals.jsonl
+rankings/ + the index's examples -> removals.jsonl, control_removals.jsonl
 """
 
 import datetime
@@ -35,7 +35,9 @@ def read_rankings(folder: str) -> Iterator[list[Proponent]]:
 def _examples(index: str, names: list[str]) -> Iterator[tuple[str, str]]:
     """(id, sha256) of every indexed example, once, though it may be many passages."""
     for name in names:
-        table = pq.read_table(localize(join(index, "examples", f"{name}.parquet")), columns=["example_id", "start", "sha256"])  # fmt: skip
+        table = pq.read_table(
+            localize(join(index, "examples", f"{name}.parquet")), columns=["example_id", "start", "sha256"]
+        )
         for row in table.to_pylist():
             if row["start"] == 0:
                 yield row["example_id"], row["sha256"]
@@ -56,15 +58,17 @@ def run(config: FlagConfig) -> Manifest:
     proposed = propose(read_rankings(config.rankings), config.max_per_fact, config.min_coverage)
     if not proposed:
         raise ConfigError(
-            f"{config.rankings}: expected at least one passage with enough evidence, found none ({cut_in_words(config)}); "
-            "lower --min_coverage, or read rankings.jsonl: the corpus may not say it"
+            f"{config.rankings}: expected at least one passage with enough evidence, found none ({cut_in_words(config)})"
+            "; lower --min_coverage, or read rankings.jsonl: the corpus may not say it"
         )
     if config.approve == "all":
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         proposed = [replace(r, decision="approved", decided_by=config.by, decided_at=now) for r in proposed]
     randomly = control(_examples(index_folder, [s["name"] for s in index.details["shards"]]), proposed, config.seed)
     if len(randomly) < len(proposed):
-        raise ConfigError(f"the control needs {len(proposed)} other examples, the index has {len(randomly)}; lower --max_per_fact")  # fmt: skip
+        raise ConfigError(
+            f"the control needs {len(proposed)} other examples, the index has {len(randomly)}; lower --max_per_fact"
+        )
     with OutputFolder(config.output, asdict(config)) as output:
         files = [
             output.write("removals.jsonl", removals_to_jsonl(proposed), len(proposed)),
@@ -74,10 +78,23 @@ def run(config: FlagConfig) -> Manifest:
             kind="removals",
             config=asdict(config),
             versions=library_versions(),
-            counts={"in": index.counts["kept"], "kept": index.counts["kept"] - len(proposed), "removed": len(proposed), "dead": 0},  # fmt: skip
+            counts={
+                "in": index.counts["kept"],
+                "kept": index.counts["kept"] - len(proposed),
+                "removed": len(proposed),
+                "dead": 0,
+            },
             details={"cut": cut_in_words(config), "rankings": config.rankings, "approve": config.approve},
             files=files,
         )
         output.finish(manifest)
-    progress.summary("flag", {"proposed": len(proposed), "cut": cut_in_words(config), "decision": proposed[0].decision, "edit": join(config.output, "removals.jsonl")})  # fmt: skip
+    progress.summary(
+        "flag",
+        {
+            "proposed": len(proposed),
+            "cut": cut_in_words(config),
+            "decision": proposed[0].decision,
+            "edit": join(config.output, "removals.jsonl"),
+        },
+    )
     return manifest

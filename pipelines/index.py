@@ -1,8 +1,8 @@
 """`index`: a corpus becomes an index that facts are traced in.
 
-  corpus files -> scan -> read (a shard: a file)  -> examples/       passages, ids and spans
-  examples/ -> bm25 | dense | gradient, one checkpoint after another (a shard: a file of examples/)
-            -> the driver merges the statistics -> search for pseudo-facts -> fusion weights -> manifest.json
+corpus files -> scan -> read (a shard: a file)  -> examples/       passages, ids and spans
+examples/ -> bm25 | dense | gradient, one checkpoint after another (a shard: a file of examples/)
+          -> the driver merges the statistics -> search for pseudo-facts -> fusion weights -> manifest.json
 """
 
 import heapq
@@ -32,7 +32,6 @@ from pipelines.search import Query, fact_blocks, merge_block, read_statistics, s
 from pipelines.stage import Done, Shard, ShardRecord, all_files, library_versions, log_runner, run_stage, total
 from pipelines.storage import OutputFolder, absolute, exists, join, localize
 from schemas.errors import ConfigError
-from schemas.facts import text_query
 from schemas.manifest import FileInfo, Manifest
 from schemas.records import DeadLetter, Passage
 from schemas.tables import PASSAGES, TERMS, parquet_bytes, to_table
@@ -105,7 +104,9 @@ def dense_shard(spec: dict[str, Any], folder: str, out: Path, encoder_path: str)
     return Done({"in": spec["rows"], "cut": cut}, {f"dense/{spec['name']}.faiss": spec["rows"]})
 
 
-def gradient_shard(spec: dict[str, Any], folder: str, out: Path, checkpoint: dict[str, Any], projection: Projection) -> Done:  # fmt: skip
+def gradient_shard(
+    spec: dict[str, Any], folder: str, out: Path, checkpoint: dict[str, Any], projection: Projection
+) -> Done:
     """Projected gradients of one shard for one checkpoint, unnormalised, with their norms."""
     extractor = resources.extractor(checkpoint["path"], projection)
     place = out / "gradients" / checkpoint["name"]
@@ -195,10 +196,11 @@ def fit_fusion(
     candidates, labels = [], []
     for number in range(len(fact_blocks(len(facts)))):
         for found in merge_block(query, output.path, number, len(facts)):
-            _, example_id, start = facts[len(labels)].id.rsplit("/", 2)
-            own = [i for i, key in enumerate(zip(found.example_ids, found.starts, strict=True)) if key == (facts[len(labels)].proponents[0], int(start))]  # fmt: skip
+            fact = facts[len(labels)]
+            own = (fact.proponents[0], int(fact.id.rsplit("/", 1)[1]))
+            keys = list(zip(found.example_ids, found.starts.tolist(), strict=True))
             candidates.append(found.scores)
-            labels.append(own[0] if own else -1)
+            labels.append(keys.index(own) if own in keys else -1)
     weights, record = fit_weights(candidates, labels)
     record["mrr_single"] = {signals[i]: value for i, value in record["mrr_single"].items()}
     return {"signals": signals, "weights": weights.tolist(), "fit": record}
@@ -222,9 +224,13 @@ def approximations(details: dict[str, Any], cut: int) -> list[str]:
 
 
 def _work_all(
-    output: OutputFolder, scanned: Scan, details: dict[str, Any], config: IndexConfig, window_tokenizer: str,
+    output: OutputFolder,
+    scanned: Scan,
+    details: dict[str, Any],
+    config: IndexConfig,
+    window_tokenizer: str,
     beam_args: tuple[str, ...],
-) -> tuple[list[FileInfo], int, list[ShardRecord]]:  # fmt: skip
+) -> tuple[list[FileInfo], int, list[ShardRecord]]:
     """Runs the stages that write the index, filling in `details`; returns files, encoder cuts and the read records."""
     shards = [Shard(s.name, s.spec | {"repeated": scanned.repeated.get(s.spec["file"], [])}) for s in scanned.shards]
     work = partial(read_shard, config=config, base=base_folder(config.corpus), window_tokenizer=window_tokenizer)

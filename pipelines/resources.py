@@ -19,6 +19,7 @@ from pipelines.storage import absolute, exists, join
 from schemas.errors import ArtifactMismatch, ConfigError
 from schemas.manifest import MANIFEST, require_match
 
+
 def keep_freed_memory() -> None:
     """Tells glibc to keep the memory of freed tensors instead of handing it back to the system after every batch.
 

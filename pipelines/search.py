@@ -150,7 +150,9 @@ class _ShardScorer:
         if "dense" in query.signals:
             self.vectors, ids = dense.open_index(localize(join(query.index, "dense", f"{self.name}.faiss")))
             if not np.array_equal(ids, np.arange(shard["offset"], shard["offset"] + self.rows)):
-                raise ArtifactMismatch(f"{query.index}: dense ids of shard {self.name} are not its passages'; index again")  # fmt: skip
+                raise ArtifactMismatch(
+                    f"{query.index}: dense ids of shard {self.name} are not its passages'; index again"
+                )
 
     def _gradient(self, block: slice) -> np.ndarray:
         scores = np.zeros((block.stop - block.start, self.rows), dtype=np.float32)

@@ -115,7 +115,10 @@ def read_manifest(folder: str, kind: Kind) -> Manifest:
     """The manifest of a finished folder; raises ConfigError for none, ArtifactMismatch for another kind or version."""
     path = join(folder, MANIFEST)
     if not exists(path):
-        raise ConfigError(f"{folder}: expected a finished folder of kind '{kind}', found no {MANIFEST} in it; check the path, or run the verb that writes it again to resume")  # fmt: skip
+        raise ConfigError(
+            f"{folder}: expected a finished folder of kind '{kind}', found no {MANIFEST} in it; check the path, or run "
+            "the verb that writes it again: it resumes"
+        )
     return parse_manifest(read_bytes(path), folder, kind)
 
 
@@ -136,9 +139,17 @@ class OutputFolder:
 
     def __enter__(self) -> "OutputFolder":
         if exists(join(self.final, MANIFEST)):
-            raise ConfigError(f"{self.final}: expected a new output folder, found a finished one; choose another --output or delete it")  # fmt: skip
-        if is_local(self.final) and os.path.exists(self.final) and (os.path.isfile(self.final) or os.listdir(self.final)):  # fmt: skip
-            raise ConfigError(f"{self.final}: expected a new or empty output folder, found other files in it; choose another --output")  # fmt: skip
+            raise ConfigError(
+                f"{self.final}: expected a new output folder, found a finished one; choose another or delete it"
+            )
+        if (
+            is_local(self.final)
+            and os.path.exists(self.final)
+            and (os.path.isfile(self.final) or os.listdir(self.final))
+        ):
+            raise ConfigError(
+                f"{self.final}: expected a new or empty output folder, found other files in it; choose another --output"
+            )
         plan_path = join(self.path, PLAN)
         if exists(plan_path):
             found = json.loads(read_bytes(plan_path))

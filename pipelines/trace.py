@@ -1,6 +1,6 @@
 """`trace`: facts become rankings of the passages behind them.
 
-  index + facts -> search (queries, score)  -> rank (a shard: a block of facts) -> rankings.jsonl, .parquet, .trec
+index + facts -> search (queries, score)  -> rank (a shard: a block of facts) -> rankings.jsonl, .parquet, .trec
 """
 
 import logging
@@ -137,5 +137,8 @@ def run(config: TraceConfig, beam_args: tuple[str, ...] = ()) -> Manifest:
             files=_join_parts(output, len(blocks), proponents),
         )
         output.finish(manifest)
-    progress.summary("trace", {"folder": config.output, "facts": len(facts), "proponents": proponents, "signals": ", ".join(query.signals)})  # fmt: skip
+    progress.summary(
+        "trace",
+        {"folder": config.output, "facts": len(facts), "proponents": proponents, "signals": ", ".join(query.signals)},
+    )
     return manifest

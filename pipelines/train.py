@@ -1,6 +1,6 @@
 """`train`: a corpus becomes checkpoints of a small causal language model.
 
-  corpus files -> (tokenizer) -> steps in an order with holes -> step-000123/, ... , manifest.json
+corpus files -> (tokenizer) -> steps in an order with holes -> step-000123/, ... , manifest.json
 """
 
 import logging
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from attribution.checkpoint import load_tokenizer, read_meta
 from attribution.training import Recipe, train, train_tokenizer
-from pipelines import progress, resources  # noqa: F401 (resources quiets transformers)
+from pipelines import progress, resources
 from pipelines.config import TrainConfig
 from pipelines.corpus import CorpusFormat, base_folder, list_corpus, read_records
 from pipelines.stage import library_versions

@@ -1,6 +1,6 @@
 """`verify`: did the knowledge go, and did the rest stay? Measured on the models before, after and in the control.
 
-  checkpoints (or corpora to train on) + facts + facts to retain -> answers.jsonl, summary.json, manifest.json
+checkpoints (or corpora to train on) + facts + facts to retain -> answers.jsonl, summary.json, manifest.json
 """
 
 import json
@@ -58,7 +58,14 @@ def run(config: VerifyConfig, train: Callable[[TrainConfig], Manifest]) -> Manif
             if not paths[arm]:
                 paths[arm] = join(output.path, f"{arm}-checkpoints")
                 if not os.path.exists(paths[arm]):
-                    train(TrainConfig(corpus=getattr(config, f"{arm}_corpus"), output=paths[arm], like=config.before, quiet=config.quiet))  # fmt: skip
+                    train(
+                        TrainConfig(
+                            corpus=getattr(config, f"{arm}_corpus"),
+                            output=paths[arm],
+                            like=config.before,
+                            quiet=config.quiet,
+                        )
+                    )
         unique = list({fact.id: fact for fact in facts + retain}.values())
         by_arm = {arm: _measure(paths[arm], unique, arm) for arm in ARMS}
         summary = summarise(by_arm, facts, retain)
@@ -83,5 +90,7 @@ def run(config: VerifyConfig, train: Callable[[TrainConfig], Manifest]) -> Manif
             files=files,
         )
         output.finish(manifest)
-    progress.summary("verify", {name: f"{value:.3f}" if isinstance(value, float) else value for name, value in summary.items()})  # fmt: skip
+    progress.summary(
+        "verify", {name: f"{value:.3f}" if isinstance(value, float) else value for name, value in summary.items()}
+    )
     return manifest

