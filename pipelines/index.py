@@ -28,15 +28,18 @@ from attribution.tracin import checkpoint_weights
 from pipelines import progress, resources
 from pipelines.config import IndexConfig
 from pipelines.corpus import CorpusFormat, Scan, base_folder, list_corpus, read_records, scan
-from pipelines.search import Query, fact_blocks, merge_block, read_statistics, search
+from pipelines.search import Query, fact_blocks, merge_block, read_passages, read_statistics, search, tokenizer_of
 from pipelines.stage import Done, Shard, ShardRecord, all_files, library_versions, log_runner, run_stage, total
 from pipelines.storage import OutputFolder, absolute, exists, join, localize
 from schemas.errors import ConfigError
+from schemas.facts import text_query
 from schemas.manifest import FileInfo, Manifest
 from schemas.records import DeadLetter, Passage
 from schemas.tables import PASSAGES, TERMS, parquet_bytes, to_table
 
 log = logging.getLogger(__name__)
+# A passage that holds this share of a pseudo-fact's words may state the same: it is no competitor in the fit.
+MAY_STATE_IT = 0.9
 
 
 def read_shard(
@@ -193,16 +196,21 @@ def fit_fusion(
         return {"signals": signals, "weights": [1.0] + [0.0] * (len(signals) - 1), "fit": {"facts": len(facts)}}
     query = Query(output.path, details, "auto", top_k=100)
     search(query, facts, output, beam_args, "pseudo-")
-    candidates, labels = [], []
+    tokenize = tokenizer_of(query)
+    candidates, labels, competing = [], [], []
     for number in range(len(fact_blocks(len(facts)))):
-        for found in merge_block(query, output.path, number, len(facts)):
+        merged = list(merge_block(query, output.path, number, len(facts)))
+        texts = read_passages(query, np.unique(np.concatenate([found.passages for found in merged])))
+        for found in merged:
             fact = facts[len(labels)]
             own = (fact.proponents[0], int(fact.id.rsplit("/", 1)[1]))
             keys = list(zip(found.example_ids, found.starts.tolist(), strict=True))
+            words = tokenize(text_query(fact, query.text_query))
+            held = [statistics.coverage(words, tokenize(texts[i]["text"])) for i in found.passages.tolist()]
             candidates.append(found.scores)
             labels.append(keys.index(own) if own in keys else -1)
-    weights, record = fit_weights(candidates, labels)
-    record["mrr_single"] = {signals[i]: value for i, value in record["mrr_single"].items()}
+            competing.append(np.array(held) < MAY_STATE_IT)
+    weights, record = fit_weights(candidates, labels, competing)
     return {"signals": signals, "weights": weights.tolist(), "fit": record}
 
 

@@ -89,7 +89,7 @@ def statistics_of(query: Query) -> bm25.Statistics:
     return read_statistics(query.index, recorded["num_passages"], recorded["total_length"])
 
 
-def _tokenize(query: Query) -> bm25.Tokenize:
+def tokenizer_of(query: Query) -> bm25.Tokenize:
     recorded = query.details["bm25"]
     return resources.bm25_tokenizer(recorded["tokenizer"], recorded["stemming"])
 
@@ -185,7 +185,7 @@ def least_score(signal: str) -> float:
 
 def score_shard(spec: dict[str, Any], folder: str, out: Path, query: Query) -> Done:
     """Every signal's best passages of one shard for all facts, with all signals' scores, in a file a block of facts."""
-    facts, tokenize = read_facts(folder), _tokenize(query)
+    facts, tokenize = read_facts(folder), tokenizer_of(query)
     scorer = _ShardScorer(query, spec, folder)
     table = _shard_table(query, spec["name"], ["example_id", "start"])
     ids, starts = np.array(table["example_id"].to_pylist(), dtype=object), table["start"].to_numpy()
@@ -253,3 +253,14 @@ def merge_block(query: Query, folder: str, number: int, num_facts: int) -> Itera
         kept = np.unique(np.concatenate(best))
         kept = rows[kept[np.argsort(tie_order[kept])]]
         yield Candidates(passages[kept], list(ids[kept]), starts[kept], scores[kept])
+
+
+def read_passages(query: Query, ids: np.ndarray) -> dict[int, dict[str, Any]]:
+    """The passages of these ids, one shard's file after another."""
+    found: dict[int, dict[str, Any]] = {}
+    for shard in query.shards:
+        rows = ids[(ids >= shard["offset"]) & (ids < shard["offset"] + shard["rows"])]
+        if len(rows):
+            table = pq.read_table(localize(join(query.index, "examples", f"{shard['name']}.parquet")))
+            found |= dict(zip(rows.tolist(), table.take(rows - shard["offset"]).to_pylist(), strict=True))
+    return found

@@ -16,7 +16,17 @@ import pyarrow.parquet as pq
 from attribution.fusion import fuse
 from pipelines import progress, resources
 from pipelines.config import TraceConfig
-from pipelines.search import Candidates, Query, fact_blocks, merge_block, read_facts, search, statistics_of
+from pipelines.search import (
+    Candidates,
+    Query,
+    fact_blocks,
+    merge_block,
+    read_facts,
+    read_passages,
+    search,
+    statistics_of,
+    tokenizer_of,
+)
 from pipelines.stage import Done, Shard, library_versions, log_runner, run_stage, total
 from pipelines.storage import STAGES, OutputFolder, absolute, join, localize, read_bytes, read_manifest
 from schemas.facts import parse_facts, text_query
@@ -27,17 +37,6 @@ from schemas.tables import RANKINGS
 
 log = logging.getLogger(__name__)
 PARTS = f"{STAGES}/rankings"
-
-
-def _passages(query: Query, ids: np.ndarray) -> dict[int, dict[str, Any]]:
-    """The passages of these ids, one shard's file after another."""
-    found: dict[int, dict[str, Any]] = {}
-    for shard in query.shards:
-        rows = ids[(ids >= shard["offset"]) & (ids < shard["offset"] + shard["rows"])]
-        if len(rows):
-            table = pq.read_table(localize(join(query.index, "examples", f"{shard['name']}.parquet")))
-            found |= dict(zip(rows.tolist(), table.take(rows - shard["offset"]).to_pylist(), strict=True))
-    return found
 
 
 def _order(candidates: Candidates, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -51,10 +50,9 @@ def rank_block(spec: dict[str, Any], folder: str, out: Path, query: Query) -> Do
     facts = read_facts(folder)
     block = fact_blocks(len(facts))[spec["block"]]
     weights = np.array(query.details["fusion"]["weights"])
-    statistics, recorded = statistics_of(query), query.details["bm25"]
-    tokenize = resources.bm25_tokenizer(recorded["tokenizer"], recorded["stemming"])
+    statistics, tokenize = statistics_of(query), tokenizer_of(query)
     merged = list(merge_block(query, folder, spec["block"], len(facts)))
-    texts = _passages(query, np.unique(np.concatenate([c.passages for c in merged])))
+    texts = read_passages(query, np.unique(np.concatenate([c.passages for c in merged])))
     proponents = []
     with progress.bar(f"rank, block {spec['block']}", len(merged), "facts") as advance:
         for fact, candidates in zip(facts[block], merged, strict=True):
