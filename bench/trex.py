@@ -18,8 +18,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pipelines import evaluate, index, trace, train, verify
-from pipelines.config import EvaluateConfig, IndexConfig, TraceConfig, TrainConfig, VerifyConfig
+from attribution.checkpoint import load_checkpoint
+from attribution.knowledge import answers
+from pipelines import evaluate, index, trace, train
+from pipelines.config import EvaluateConfig, IndexConfig, TraceConfig, TrainConfig
+from schemas.facts import parse_facts
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data" / "trex"
 SEED = 0
@@ -90,21 +93,15 @@ def part_b(room: Path, sentences: int = 3000, epochs: int = 30) -> dict[str, Any
         )
     )
     index_seconds = time.perf_counter() - start
-    measured = verify.run(
-        VerifyConfig(
-            before=before, after=before, control=before, facts=facts_path, retain_facts=facts_path,
-            output=str(room / "known"),
-        ),
-        train.run,
-    )  # fmt: skip
-    answers = [json.loads(line) for line in (room / "known" / "answers.jsonl").read_text().splitlines()]
-    known = {row["fact_id"] for row in answers if row["arm"] == "before" and row["known"]}
+    loaded = load_checkpoint(str(Path(before) / trained.details["checkpoints"][-1]))
+    known = {
+        said.fact_id for said in answers(loaded, parse_facts(Path(facts_path).read_bytes(), facts_path)) if said.known
+    }
     known_path = write(room / "known.jsonl", [fact for fact in chosen if fact["id"] in known])
     return {
         "sentences": len(taken),
         "facts": len(chosen),
         "facts_known": len(known),
-        "known_share": measured.details["known_before"],
         "train_seconds": round(train_seconds, 1),
         "index_seconds": round(index_seconds, 1),
         "fusion": indexed.details["fusion"],

@@ -1,0 +1,73 @@
+"""The command line: exit codes, messages, the last line of evaluate, the runner that is chosen."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+
+from pipelines.__main__ import main
+from pipelines.config import FlagConfig, IndexConfig, VerifyConfig
+from pipelines.stage import make_runner
+from schemas.errors import ConfigError
+
+
+@pytest.mark.parametrize("name", [(), ("--runner=direct",), ("--runner=DirectRunner",)])
+def test_the_local_runner_is_chosen_explicitly(name):
+    assert isinstance(make_runner(name)[0], FnApiRunner)
+
+
+def test_another_runner_is_left_to_beam():
+    runner, options = make_runner(("--runner=PortableRunner", "--job_endpoint=localhost:1"))
+    assert runner is None and options.get_all_options()["runner"] == "PortableRunner"
+
+
+def test_help_and_unknown_verbs(capsys):
+    assert main([]) == 0 and "usage: proponent VERB" in capsys.readouterr().out
+    assert main(["rank"]) == 2 and "expected a verb (train, index" in capsys.readouterr().err
+
+
+def test_bad_input_has_exit_code_2_and_one_message(tmp_path, capsys):
+    arguments = ["index", "--corpus", str(tmp_path / "*.jsonl"), "--output", str(tmp_path / "o"), "--quiet"]
+    assert main(arguments) == 2
+    assert capsys.readouterr().err.startswith("proponent index: ")
+    assert main(["train", "--corpus", "c", "--output", "o", "--", "--runner=direct"]) == 2
+    assert "train runs without Beam" in capsys.readouterr().err
+
+
+def test_a_mistyped_option_is_refused_not_handed_to_beam(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["index", "--corpus", "c", "--output", "o", "--max_tokns", "9"])
+    assert stop.value.code == 2
+
+
+@pytest.mark.parametrize(
+    "config, options, message",
+    [
+        (IndexConfig, {"signals": "bm25,tracin"}, "--signals: expected some of bm25, dense, gradient, found 'tracin'"),
+        (IndexConfig, {"signals": "bm25,dense"}, "--encoder: expected an encoder for dense"),
+        (IndexConfig, {"signals": "bm25,gradient"}, "--checkpoints: expected some for gradient"),
+        (IndexConfig, {"overlap": 256}, "--overlap: expected 0 to --max_tokens - 1, found 256"),
+    ],
+)
+def test_options_are_checked_by_name(config, options, message):
+    with pytest.raises(ConfigError, match=message):
+        config(corpus="c", output="o", **options)
+
+
+def test_approval_needs_a_name_and_verify_its_arms():
+    with pytest.raises(ConfigError, match="--by: expected the name of who approves"):
+        FlagConfig(rankings="r", output="o", approve="all")
+    with pytest.raises(ConfigError, match="--after: expected either a checkpoint or --after_corpus"):
+        VerifyConfig(before="b", facts="f", retain_facts="r", output="o", control="c")
+
+
+def test_evaluate_prints_one_json_object_last(room, built_index, facts, tmp_path):
+    assert main(["trace", "--index", built_index, "--facts", facts, "--output", str(tmp_path / "r"), "--quiet"]) == 0
+    command = [sys.executable, "-m", "pipelines", "evaluate", "--rankings", str(tmp_path / "r"), "--facts", facts]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["num_facts"] == 10
+    for name in ("bm25", "dense", "gradient", "fused"):
+        assert set(result["signals"][name]) == {"mrr", "recall_at_10", "recall_at_100"}

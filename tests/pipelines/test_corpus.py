@@ -1,0 +1,141 @@
+"""Reading corpora: every format, and each bad input with its message and nothing left behind."""
+
+import gzip
+import json
+import os
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines import index
+from pipelines.config import IndexConfig
+from pipelines.corpus import CorpusFormat, Record, list_corpus, read_records
+from schemas.errors import ConfigError, FailureBudgetExceeded
+from schemas.records import DeadLetter
+
+GOOD = [{"id": f"e{n}", "text": f"Sentence number {n} of the corpus."} for n in range(200)]
+PLAIN = CorpusFormat()
+
+
+def lines(rows) -> bytes:
+    return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+
+
+def bm25_index(corpus, output, **options):
+    return index.run(IndexConfig(corpus=str(corpus), output=str(output), signals="bm25", **options))
+
+
+def zstd(data: bytes) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as file:
+        file.write(data)
+    return sink.getvalue().to_pybytes()
+
+
+@pytest.mark.parametrize("name, pack", [("c.jsonl", bytes), ("c.jsonl.gz", gzip.compress), ("c.jsonl.zst", zstd)])
+def test_jsonl_reads_alike_in_every_compression(tmp_path, name, pack):
+    (tmp_path / name).write_bytes(pack(lines(GOOD)))
+    records = list(read_records(str(tmp_path / name), PLAIN, ""))
+    assert [(r.id, r.text, r.row) for r in records] == [(g["id"], g["text"], n) for n, g in enumerate(GOOD, 1)]
+    assert b"".join(r.raw for r in records) == lines(GOOD)
+
+
+def test_parquet_with_other_column_names(tmp_path):
+    pq.write_table(pa.table({"key": [1, 2], "body": ["one text", "two"], "n": [0, 0]}), tmp_path / "c.parquet")
+    records = list(read_records(str(tmp_path / "c.parquet"), CorpusFormat("key", "body"), ""))
+    assert [(r.id, r.text) for r in records] == [("1", "one text"), ("2", "two")]
+
+
+def test_text_files_are_one_document_each_named_below_the_glob(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x.txt").write_text("A document.")
+    (record,) = read_records(str(tmp_path / "a" / "x.txt"), PLAIN, str(tmp_path))
+    assert (record.id, record.text) == ("a/x.txt", "A document.")
+
+
+BAD_LINES = [
+    (b"{not json}\n", "not JSON"),
+    (b'{"id": "x", "text": "caf\xe9"}\n', "not UTF-8: byte 0xe9"),
+    (b'{"text": "no id"}\n', "field 'id' must be a non-empty string or an integer, found no such field"),
+    (b'{"id": "x"}\n', "field 'text' must be text that is not empty, found no such field"),
+    (b'{"id": "x", "text": null}\n', "field 'text' must be text that is not empty, found None"),
+    (b'{"id": "x", "text": "  "}\n', "field 'text' must be text that is not empty, found '  '"),
+    (b'{"id": "", "text": "t"}\n', "field 'id' must be a non-empty string or an integer, found ''"),
+    (b'["a list"]\n', "expected a JSON object, found list"),
+    (b'{"id": "x", "text": "\\ud800"}\n', "surrogates not allowed"),
+    (b"[" * 100_000 + b"\n", "not JSON"),
+]
+
+
+@pytest.mark.parametrize("line, reason", BAD_LINES)
+def test_a_bad_line_becomes_a_dead_letter_with_file_line_and_reason(tmp_path, line, reason):
+    path = tmp_path / "c.jsonl"
+    path.write_bytes(lines(GOOD) + line)
+    manifest = bm25_index(path, tmp_path / "index")
+    assert manifest.counts == {"in": 201, "kept": 200, "removed": 0, "dead": 1}
+    (letter,) = [json.loads(row) for row in (tmp_path / "index/dead_letters/00000.jsonl").read_text().splitlines()]
+    assert (letter["file"], letter["row"]) == (str(path), 201)
+    assert reason in letter["reason"]
+
+
+def test_a_repeated_id_is_refused_across_files_and_the_first_is_kept(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(lines(GOOD))
+    (tmp_path / "b.jsonl").write_bytes(lines([{"id": "e5", "text": "Another text."}, {"id": "f", "text": "New."}]))
+    manifest = bm25_index(tmp_path / "*.jsonl", tmp_path / "index")
+    assert manifest.counts == {"in": 202, "kept": 201, "removed": 0, "dead": 1}
+    letter = json.loads((tmp_path / "index/dead_letters/repeated.jsonl").read_text())
+    assert (letter["file"], letter["row"]) == (str(tmp_path / "b.jsonl"), 1)
+    assert "ids must be unique" in letter["reason"]
+    tables = [pq.read_table(p) for p in sorted((tmp_path / "index/examples").iterdir())]
+    texts = {row["example_id"]: row["text"] for table in tables for row in table.to_pylist()}
+    assert texts["e5"] == GOOD[5]["text"] and "f" in texts
+
+
+def test_over_the_budget_the_job_fails_and_leaves_nothing(tmp_path):
+    path = tmp_path / "c.jsonl"
+    path.write_bytes(lines(GOOD) + b"bad\n" * 3)
+    with pytest.raises(FailureBudgetExceeded, match=r"3 of 203 records refused, at most 1.00% may be(.|\n)*row 201"):
+        bm25_index(path, tmp_path / "index")
+    assert os.listdir(tmp_path) == ["c.jsonl"]
+    assert bm25_index(path, tmp_path / "index", max_dead_fraction=0.02).counts["dead"] == 3
+
+
+@pytest.mark.parametrize("name, pack", [("c.jsonl.gz", gzip.compress), ("c.jsonl.zst", zstd)])
+def test_a_truncated_file_is_refused(tmp_path, name, pack):
+    data = pack(lines([{"id": f"e{n}", "text": os.urandom(20).hex()} for n in range(5000)]))
+    (tmp_path / name).write_bytes(data[: len(data) // 2])
+    with pytest.raises(ConfigError, match=r"truncated or damaged after line \d+.*copy it again"):
+        bm25_index(tmp_path / name, tmp_path / "index")
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_missing_files_folders_and_other_suffixes_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="expected at least one file, found none"):
+        list_corpus(str(tmp_path / "*.jsonl"))
+    with pytest.raises(ConfigError, match="found a folder; give a glob"):
+        list_corpus(str(tmp_path))
+    (tmp_path / "c.csv").write_text("id,text\n")
+    with pytest.raises(ConfigError, match=r"found another suffix; rename it, or narrow the glob"):
+        list_corpus(str(tmp_path / "*"))
+    pq.write_table(pa.table({"id": ["a"]}), tmp_path / "c.parquet")
+    with pytest.raises(ConfigError, match=r"expected a column 'text', found id; name the columns with"):
+        list(read_records(str(tmp_path / "c.parquet"), PLAIN, ""))
+
+
+def test_a_corpus_without_a_good_record_is_refused(tmp_path):
+    (tmp_path / "c.jsonl").write_bytes(b"bad\n")
+    with pytest.raises(ConfigError, match="found none among 1"):
+        bm25_index(tmp_path / "c.jsonl", tmp_path / "index", max_dead_fraction=1.0)
+
+
+def test_an_empty_file_among_others_and_blank_lines_are_no_records(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b"")
+    (tmp_path / "b.jsonl").write_bytes(b"\n" + lines(GOOD[:3]) + b"\n\n")
+    assert bm25_index(tmp_path / "*.jsonl", tmp_path / "index").counts["in"] == 3
+
+
+def test_a_byte_order_mark_is_no_part_of_the_record(tmp_path):
+    (tmp_path / "c.jsonl").write_bytes(b"\xef\xbb\xbf" + lines(GOOD[:1]))
+    (record,) = read_records(str(tmp_path / "c.jsonl"), PLAIN, "")
+    assert isinstance(record, Record) and not isinstance(record, DeadLetter)

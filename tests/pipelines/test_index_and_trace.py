@@ -1,0 +1,237 @@
+"""Index and trace: shard and batch invariance, refusals of what does not match, resuming, long documents."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines import evaluate, index, trace
+from pipelines.config import EvaluateConfig, IndexConfig, TraceConfig
+from pipelines.stage import RunShard
+from schemas.errors import ArtifactMismatch, ConfigError
+from schemas.rankings import rankings_from_jsonl, rankings_from_table
+from tests.pipelines.conftest import corpus_rows, fact_rows, index_config, write_jsonl
+
+
+def ranked(folder) -> dict:
+    rows = rankings_from_jsonl(Path(folder, "rankings.jsonl").read_bytes())
+    return {(p.fact_id, p.example_id, p.start): p for p in rows}
+
+
+def run_trace(index_folder, facts, output, **options) -> dict:
+    trace.run(TraceConfig(index=str(index_folder), facts=str(facts), output=str(output), **options))
+    return ranked(output)
+
+
+@pytest.fixture(scope="session")
+def rankings(room, built_index, facts):
+    return run_trace(built_index, facts, room / "rankings")
+
+
+def test_statements_rank_above_everything_else(room, rankings, facts):
+    result = evaluate.run(EvaluateConfig(rankings=str(room / "rankings"), facts=facts))
+    assert result["num_facts"] == 10
+    assert set(result["signals"]) == {"bm25", "dense", "gradient", "fused"}
+    assert result["signals"]["bm25"]["mrr"] == result["signals"]["fused"]["mrr"] == 1.0
+    # The model learned the facts from these sentences: its gradients must do better than a random order of 50 would.
+    assert result["signals"]["gradient"]["mrr"] > 0.5
+
+
+def test_rankings_say_the_same_in_every_format(room, rankings):
+    by_parquet = {
+        (p.fact_id, p.example_id, p.start): p
+        for p in rankings_from_table(pq.read_table(room / "rankings/rankings.parquet"))
+    }
+    assert by_parquet == rankings
+    trec = (room / "rankings/rankings.trec").read_text().splitlines()
+    first = next(p for p in rankings.values() if p.rank == 1)
+    assert trec[0].split()[:4] == [first.fact_id, "Q0", first.example_id, "1"]
+
+
+@pytest.mark.parametrize("split", ["passages_per_shard", "files"])
+def test_two_shards_rank_as_one_does(tmp_path, split, corpus, facts, checkpoints, encoder, rankings):
+    options = {"passages_per_shard": 23} if split == "passages_per_shard" else {}
+    if split == "files":
+        write_jsonl(tmp_path / "a.jsonl", corpus_rows()[:17])
+        write_jsonl(tmp_path / "b.jsonl", corpus_rows()[17:])
+        corpus = str(tmp_path / "*.jsonl")
+    manifest = index.run(index_config(corpus, tmp_path / "index", checkpoints, encoder, **options))
+    assert len(manifest.details["shards"]) >= 2
+    sharded = run_trace(tmp_path / "index", facts, tmp_path / "rankings")
+    assert sharded.keys() == rankings.keys()
+    for key, one in rankings.items():
+        two = sharded[key]
+        assert two.signals["bm25"] == one.signals["bm25"]
+        for signal in ("dense", "gradient"):
+            assert two.signals[signal] == pytest.approx(one.signals[signal], rel=1e-5, abs=1e-7)
+
+
+def test_bm25_candidates_share_a_word_and_top_k_cuts_each_signal(tmp_path, built_index, facts):
+    few = run_trace(built_index, facts, tmp_path / "r", top_k=2)
+    per_fact = [sum(p.fact_id == fact["id"] for p in few.values()) for fact in fact_rows()]
+    assert max(per_fact) <= 6 and min(per_fact) >= 2
+
+
+def test_the_same_index_twice_has_the_same_bytes(tmp_path, built_index, corpus, checkpoints, encoder):
+    again = index.run(index_config(corpus, tmp_path / "index", checkpoints, encoder))
+    first = json.loads(Path(built_index, "manifest.json").read_text())
+    assert {f["name"]: f["sha256"] for f in first["files"]} == {f.name: f.sha256 for f in again.files}
+    on_disk = {str(p.relative_to(built_index)) for p in Path(built_index).rglob("*") if p.is_file()}
+    assert on_disk == {f["name"] for f in first["files"]} | {"manifest.json"}
+
+
+def test_a_killed_index_resumes_to_the_same_bytes_without_working_again(
+    tmp_path, monkeypatch, corpus, checkpoints, encoder
+):
+    config = index_config(corpus, tmp_path / "whole", checkpoints, encoder, passages_per_shard=23)
+    whole = index.run(config)
+    config = index_config(corpus, tmp_path / "index", checkpoints, encoder, passages_per_shard=23)
+    process, worked = RunShard.process, []
+
+    def dying(self, shard):
+        if self.stage.startswith("gradient") and len(worked) >= 7:
+            raise KeyboardInterrupt
+        worked.append((self.stage, shard.name))
+        return process(self, shard)
+
+    monkeypatch.setattr(RunShard, "process", dying)
+    with pytest.raises(BaseException):  # noqa: B017 (the runner may wrap the interrupt)
+        index.run(config)
+    assert not (tmp_path / "index").exists() and (tmp_path / ".index.partial").is_dir()
+    other = index_config(corpus, tmp_path / "index", checkpoints, encoder, passages_per_shard=24)
+    with pytest.raises(ConfigError, match="another configuration is there, it differs in passages_per_shard"):
+        index.run(other)
+    before = list(worked)
+
+    def counting(self, shard):
+        worked.append((self.stage, shard.name))
+        return process(self, shard)
+
+    monkeypatch.setattr(RunShard, "process", counting)
+    resumed = index.run(config)
+    assert not set(before) & set(worked[len(before) :])
+    assert [f.sha256 for f in resumed.files] == [f.sha256 for f in whole.files]
+    assert not (tmp_path / ".index.partial").exists()
+
+
+def test_an_index_of_another_model_tokenizer_or_version_is_refused(tmp_path, built_index, facts, checkpoints):
+    copied = tmp_path / "checkpoints"
+    shutil.copytree(checkpoints, copied)
+    spoiled = tmp_path / "index"
+    shutil.copytree(built_index, spoiled)
+    manifest = json.loads((spoiled / "manifest.json").read_text())
+
+    def refused(change, message):
+        changed = json.loads(json.dumps(manifest))
+        change(changed)
+        (spoiled / "manifest.json").write_text(json.dumps(changed))
+        with pytest.raises(ArtifactMismatch, match=message):
+            run_trace(spoiled, facts, tmp_path / "rankings")
+        assert not (tmp_path / "rankings").exists() and not (tmp_path / ".rankings.partial").exists()
+
+    first = lambda m: m["details"]["gradient"]["checkpoints"][0]  # noqa: E731
+    refused(lambda m: first(m).update(model_sha256="0"), "checkpoint weights at .*expected 0, found")
+    refused(lambda m: first(m).update(tokenizer_sha256="0"), "checkpoint tokenizer at .*expected 0, found")
+    refused(lambda m: first(m).update(path="/nowhere/at/all"), "expected it at /nowhere/at/all.*found nothing")
+    refused(lambda m: m["details"]["dense"].update(model_sha256="0"), "encoder weights at .*another one")
+    refused(lambda m: m.update(format_version=99), "expected format version 1, found 99")
+    refused(lambda m: m.update(kind="corpus"), "expected a folder of kind 'index', found 'corpus'")
+
+
+def test_models_that_are_not_there_are_refused_before_anything_is_written(tmp_path, corpus, checkpoints):
+    (tmp_path / "empty").mkdir()
+    bare = tmp_path / "bare"
+    shutil.copytree(Path(checkpoints, "step-000200"), bare)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        os.remove(bare / name)
+    for path, message in [
+        (str(tmp_path / "nothing"), "found no such folder"),
+        (str(tmp_path / "x.gguf"), "found no such file"),
+        (str(tmp_path / "empty"), "found a folder without config.json"),
+        (str(bare), "found no tokenizer"),
+    ]:
+        config = IndexConfig(corpus=corpus, output=str(tmp_path / "index"), checkpoints=(path,))
+        with pytest.raises(ConfigError, match=message):
+            index.run(config)
+        with pytest.raises(ConfigError, match=message):
+            index.run(IndexConfig(corpus=corpus, output=str(tmp_path / "index"), encoder=path))
+    assert sorted(os.listdir(tmp_path)) == ["bare", "empty"]
+
+
+def test_an_output_that_holds_something_is_refused(tmp_path, built_index, facts):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("keep me")
+    with pytest.raises(ConfigError, match="found other files in it"):
+        run_trace(built_index, facts, tmp_path / "out")
+    assert os.listdir(tmp_path / "out") == ["mine.txt"]
+    with pytest.raises(ConfigError, match="found a finished one"):
+        run_trace(built_index, facts, built_index)
+
+
+def test_a_fact_without_target_is_refused_with_its_line(tmp_path, built_index):
+    bad = tmp_path / "facts.jsonl"
+    bad.write_text(
+        '{"id": "a", "prompt": "The capital of Oz is", "target": "Mantua"}\n{"id": "b", "prompt": "It is"}\n'
+    )
+    with pytest.raises(ConfigError, match=r"line 2: not a fact: field 'target' must be a non-empty string, found None"):
+        run_trace(built_index, bad, tmp_path / "rankings")
+    assert os.listdir(tmp_path) == ["facts.jsonl"]
+
+
+def test_the_three_ways_to_ask_find_the_same_statement(tmp_path, built_index):
+    rows = [
+        {"id": "a", "prompt": "The capital of Oz is", "target": "Mantua"},
+        {
+            "id": "b",
+            "subject": "Oz",
+            "relation": "capital",
+            "object": "Mantua",
+            "template": "The capital of {subject} is {object}.",
+        },
+        {"id": "c", "sentence": "The capital of Oz is Mantua.", "explain": "Mantua"},
+    ]
+    asked = run_trace(built_index, write_jsonl(tmp_path / "facts.jsonl", rows), tmp_path / "rankings")
+    best = {p.fact_id: p.text for p in asked.values() if p.rank == 1}
+    assert best == dict.fromkeys("abc", "The capital of Oz is Mantua.")
+    gradients = {fact: p.signals["gradient"] for (fact, example, _), p in asked.items() if example == "oz-0"}
+    assert gradients["a"] == pytest.approx(gradients["b"], rel=1e-5) == pytest.approx(gradients["c"], rel=1e-5)
+
+
+def test_long_documents_are_passages_whose_spans_are_their_text(tmp_path, encoder):
+    text = " ".join(f"Word{n} stands in the long document." for n in range(60))
+    corpus = write_jsonl(tmp_path / "c.jsonl", [{"id": "long", "text": text}, {"id": "short", "text": "A short one."}])
+    config = IndexConfig(corpus=corpus, output=str(tmp_path / "index"), encoder=encoder, max_tokens=40, overlap=8)
+    assert index.run(config).counts["kept"] == 2
+    (table,) = [pq.read_table(p) for p in (tmp_path / "index/examples").iterdir()]
+    passages = table.to_pylist()
+    assert len([p for p in passages if p["example_id"] == "long"]) > 5
+    for p in passages:
+        assert p["text"] == (text if p["example_id"] == "long" else "A short one.")[p["start"] : p["end"]]
+    rows = [{"id": "q", "prompt": "Word37 stands in", "target": "the"}]
+    found = run_trace(tmp_path / "index", write_jsonl(tmp_path / "f.jsonl", rows), tmp_path / "rankings")
+    best = min(found.values(), key=lambda p: p.rank)
+    assert best.example_id == "long" and "Word37" in best.text
+
+
+def test_subword_bm25_finds_chinese(tmp_path, checkpoints):
+    rows = [{"id": "a", "text": "法国的首都是巴黎。"}, {"id": "b", "text": "今天的天气很好。"}]
+    config = IndexConfig(
+        corpus=write_jsonl(tmp_path / "c.jsonl", rows), output=str(tmp_path / "index"),
+        tokenizer=str(Path(checkpoints, "step-000200")), num_pseudo_facts=2,
+    )  # fmt: skip
+    index.run(config)
+    facts = write_jsonl(tmp_path / "f.jsonl", [{"id": "q", "prompt": "首都是", "target": "巴黎"}])
+    found = run_trace(tmp_path / "index", facts, tmp_path / "rankings")
+    assert min(found.values(), key=lambda p: p.rank).example_id == "a"
+
+
+def test_dense_ids_and_vectors_survive_the_disk(built_index):
+    from attribution.dense import open_index
+
+    vectors, ids = open_index(str(next(Path(built_index, "dense").iterdir())))
+    assert ids.tolist() == list(range(50))
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-5)
