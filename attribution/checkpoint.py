@@ -74,8 +74,8 @@ class Checkpoint:
 
 def _refuse(path: str, reason: str) -> ConfigError:
     return ConfigError(
-        f"model {path}: expected a Hugging Face name, a folder with a causal language model and its tokenizer, or a "
-        f".gguf file; {reason}; check the path, or the spelling of the name"
+        f"model {path}: expected a Hugging Face name, a folder with a model and its tokenizer, or a .gguf file; "
+        f"{reason}; check the path, or the spelling of the name"
     )
 
 
@@ -88,7 +88,10 @@ def pretrained_arguments(path: str, needs: str = "config.json") -> tuple[str, di
     if os.path.isdir(path):
         if not (Path(path) / needs).is_file():
             raise _refuse(path, f"found a folder without {needs}")
-    elif path.startswith((".", "/", "~")) or path.count("/") > 1:
+    elif os.path.isfile(path):
+        raise _refuse(path, "found a file that is no .gguf")
+    # A name on the hub is `model` or `owner/model`; what cannot be one, or lies in a folder that is here, is a path.
+    elif path.startswith((".", "/", "~")) or path.count("/") > 1 or ("/" in path and os.path.isdir(path.split("/")[0])):
         raise _refuse(path, "found no such folder")
     return path, {}
 

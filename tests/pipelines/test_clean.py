@@ -116,7 +116,7 @@ def test_only_approved_removals_are_acted_on(tmp_path):
 def test_a_bad_line_fails_clean_unless_it_is_allowed(tmp_path):
     (tmp_path / "c.jsonl").write_bytes(RAW[0] + b"bad\n" + RAW[2])
     path = removals(tmp_path / "r.jsonl", ["a"])
-    with pytest.raises(FailureBudgetExceeded, match="1 of 3 records refused, at most 0.00% may be"):
+    with pytest.raises(FailureBudgetExceeded, match=r"1 of 3 records refused, at most 0\.00% may be"):
         run_clean(tmp_path / "c.jsonl", path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     manifest = run_clean(tmp_path / "c.jsonl", path, tmp_path / "out", max_dead_fraction=0.5)

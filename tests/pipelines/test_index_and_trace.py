@@ -84,9 +84,7 @@ def test_the_same_index_twice_has_the_same_bytes(tmp_path, built_index, corpus, 
     assert on_disk == {f["name"] for f in first["files"]} | {"manifest.json"}
 
 
-def test_a_killed_index_resumes_to_the_same_bytes_without_working_again(
-    tmp_path, monkeypatch, corpus, checkpoints, encoder
-):
+def test_a_killed_index_resumes_to_the_same_bytes(tmp_path, monkeypatch, corpus, checkpoints, encoder):
     config = index_config(corpus, tmp_path / "whole", checkpoints, encoder, passages_per_shard=23)
     whole = index.run(config)
     config = index_config(corpus, tmp_path / "index", checkpoints, encoder, passages_per_shard=23)
