@@ -17,3 +17,8 @@ def top_k(scores: np.ndarray, tie_order: np.ndarray, k: int, above: float = -np.
     candidates = candidates[scores[candidates] > above]
     order = np.lexsort((tie_order[candidates], -scores[candidates]))
     return candidates[order[:k]]
+
+
+def least_score(signal: str) -> float:
+    """What a score must exceed to make a candidate: a passage that shares no word is no BM25 candidate."""
+    return 0.0 if signal == "bm25" else -np.inf

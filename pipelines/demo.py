@@ -16,9 +16,8 @@ from typing import Any
 from pipelines import clean, flag, index, progress, trace, train, verify
 from pipelines.config import CleanConfig, DemoConfig, FlagConfig, IndexConfig, TraceConfig, TrainConfig, VerifyConfig
 from pipelines.demo_corpus import DemoCorpus, make_demo_corpus
-from pipelines.flag import read_rankings
 from pipelines.report import Answer, ReportData, TracedFact, render_report
-from pipelines.storage import read_manifest
+from pipelines.storage import read_manifest, read_rankings
 from schemas.errors import ConfigError
 from schemas.manifest import Manifest
 from schemas.rankings import best_per_example

@@ -4,11 +4,10 @@ import json
 from collections.abc import Callable
 
 from attribution.metrics import recall_at, reciprocal_rank
+from attribution.top_k import least_score
 from pipelines import progress
 from pipelines.config import EvaluateConfig
-from pipelines.flag import read_rankings
-from pipelines.search import least_score
-from pipelines.storage import read_bytes, read_manifest
+from pipelines.storage import read_bytes, read_manifest, read_rankings
 from schemas.errors import ConfigError
 from schemas.facts import parse_facts
 from schemas.rankings import best_per_example

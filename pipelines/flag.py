@@ -4,7 +4,6 @@ rankings/ + the index's examples -> removals.jsonl, control_removals.jsonl
 """
 
 import datetime
-import itertools
 import logging
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -15,21 +14,12 @@ from attribution.removal import control, propose
 from pipelines import progress
 from pipelines.config import FlagConfig
 from pipelines.stage import library_versions
-from pipelines.storage import OutputFolder, join, localize, read_bytes, read_manifest
+from pipelines.storage import OutputFolder, join, localize, read_manifest, read_rankings
 from schemas.errors import ConfigError
 from schemas.manifest import Manifest
-from schemas.rankings import rankings_from_jsonl
-from schemas.records import Proponent
 from schemas.removals import removals_to_jsonl
 
 log = logging.getLogger(__name__)
-
-
-def read_rankings(folder: str) -> Iterator[list[Proponent]]:
-    """One ranking after another, best first."""
-    rows = rankings_from_jsonl(read_bytes(join(folder, "rankings.jsonl")))
-    for _, ranking in itertools.groupby(rows, key=lambda proponent: proponent.fact_id):
-        yield list(ranking)
 
 
 def _examples(index: str, names: list[str]) -> Iterator[tuple[str, str]]:

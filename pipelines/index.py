@@ -5,7 +5,6 @@ examples/ -> bm25 | dense | gradient, one checkpoint after another (a shard: a f
           -> the driver merges the statistics -> search for pseudo-facts -> fusion weights -> manifest.json
 """
 
-import heapq
 import logging
 from dataclasses import asdict
 from functools import partial
@@ -19,27 +18,22 @@ import pyarrow.parquet as pq
 from attribution import bm25, dense
 from attribution.checkpoint import model_hash, tokenizer_hash
 from attribution.embedding import embed
-from attribution.fusion import fit_weights
 from attribution.gradients import Sequence
 from attribution.passages import windows
 from attribution.projection import Projection
-from attribution.pseudo_facts import make_pseudo_facts, sample_key
 from attribution.tracin import checkpoint_weights
 from pipelines import progress, resources
 from pipelines.config import IndexConfig
 from pipelines.corpus import CorpusFormat, Scan, base_folder, list_corpus, read_records, scan
-from pipelines.search import Query, fact_blocks, merge_block, read_passages, read_statistics, search, tokenizer_of
+from pipelines.fit import fit_fusion
 from pipelines.stage import Done, Shard, ShardRecord, all_files, library_versions, log_runner, run_stage, total
 from pipelines.storage import OutputFolder, absolute, exists, join, localize
 from schemas.errors import ConfigError
-from schemas.facts import text_query
 from schemas.manifest import FileInfo, Manifest
 from schemas.records import DeadLetter, Passage
 from schemas.tables import PASSAGES, TERMS, parquet_bytes, to_table
 
 log = logging.getLogger(__name__)
-# A passage that holds this share of a pseudo-fact's words may state the same: it is no competitor in the fit.
-MAY_STATE_IT = 0.9
 
 
 def read_shard(
@@ -166,52 +160,6 @@ def describe_checkpoints(config: IndexConfig, projection: Projection) -> list[di
     for row, weight in zip(described, weights, strict=True):
         row |= {"weight": weight, "weight_from": "equal" if equal else "learning_rate"}
     return described
-
-
-def _sample_passages(folder: str, shards: list[dict[str, Any]], config: IndexConfig) -> list[Passage]:
-    """The passages to cut pseudo-facts from: a seeded sample of the whole corpus, twice as many as needed."""
-
-    def rows():
-        for shard in shards:
-            for row in pq.read_table(localize(join(folder, "examples", f"{shard['name']}.parquet"))).to_pylist():
-                yield Passage(**row)
-
-    return heapq.nsmallest(2 * config.num_pseudo_facts, rows(), key=lambda passage: sample_key(config.seed, passage))
-
-
-def fit_fusion(
-    output: OutputFolder, details: dict[str, Any], config: IndexConfig, beam_args: tuple[str, ...]
-) -> dict[str, Any]:
-    """The fusion's weights, fitted by searching the new index for facts cut from its own passages."""
-    statistics = read_statistics(output.path, details["bm25"]["num_passages"], details["bm25"]["total_length"])
-    passages = _sample_passages(output.path, details["shards"], config)
-    facts = make_pseudo_facts(passages, statistics.idf, config.seed)
-    if "gradient" in details["signals"]:
-        limit = min(resources.checkpoint(row["path"]).max_tokens for row in details["gradient"]["checkpoints"])
-        tokenizer = resources.checkpoint(details["gradient"]["checkpoints"][0]["path"]).tokenizer
-        facts = [fact for fact in facts if len(tokenizer(fact.prompt + fact.target).input_ids) < limit]
-    facts = facts[: config.num_pseudo_facts]
-    signals = details["signals"]
-    if len(signals) == 1 or not facts:
-        return {"signals": signals, "weights": [1.0] + [0.0] * (len(signals) - 1), "fit": {"facts": len(facts)}}
-    query = Query(output.path, details, "auto", top_k=100)
-    search(query, facts, output, beam_args, "pseudo-")
-    tokenize = tokenizer_of(query)
-    candidates, labels, competing = [], [], []
-    for number in range(len(fact_blocks(len(facts)))):
-        merged = list(merge_block(query, output.path, number, len(facts)))
-        texts = read_passages(query, np.unique(np.concatenate([found.passages for found in merged])))
-        for found in merged:
-            fact = facts[len(labels)]
-            own = (fact.proponents[0], int(fact.id.rsplit("/", 1)[1]))
-            keys = list(zip(found.example_ids, found.starts.tolist(), strict=True))
-            words = tokenize(text_query(fact, query.text_query))
-            held = [statistics.coverage(words, tokenize(texts[i]["text"])) for i in found.passages.tolist()]
-            candidates.append(found.scores)
-            labels.append(keys.index(own) if own in keys else -1)
-            competing.append(np.array(held) < MAY_STATE_IT)
-    weights, record = fit_weights(candidates, labels, competing)
-    return {"signals": signals, "weights": weights.tolist(), "fit": record}
 
 
 def approximations(details: dict[str, Any], cut: int) -> list[str]:

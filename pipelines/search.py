@@ -23,7 +23,7 @@ from attribution import bm25, dense, tracin
 from attribution.embedding import embed
 from attribution.gradients import Sequence
 from attribution.projection import Projection
-from attribution.top_k import top_k
+from attribution.top_k import least_score, top_k
 from pipelines import progress, resources
 from pipelines.stage import Done, Shard, run_stage
 from pipelines.storage import STAGES, OutputFolder, join, localize, localize_folder, open_read, read_bytes
@@ -176,11 +176,6 @@ class _ShardScorer:
 
 def fact_blocks(num_facts: int) -> list[slice]:
     return [slice(i, min(i + FACTS_PER_BLOCK, num_facts)) for i in range(0, num_facts, FACTS_PER_BLOCK)]
-
-
-def least_score(signal: str) -> float:
-    """What a score must exceed to make a candidate: a passage that shares no word is no BM25 candidate."""
-    return 0.0 if signal == "bm25" else -np.inf
 
 
 def score_shard(spec: dict[str, Any], folder: str, out: Path, query: Query) -> Done:

@@ -5,11 +5,13 @@ prefix and the manifest, written last, is the commit.
 """
 
 import hashlib
+import itertools
 import json
 import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -19,6 +21,8 @@ from apache_beam.io.filesystems import FileSystems
 
 from schemas.errors import ConfigError, ProponentError
 from schemas.manifest import MANIFEST, FileInfo, Kind, Manifest, check_counts, parse_manifest
+from schemas.rankings import rankings_from_jsonl
+from schemas.records import Proponent
 
 log = logging.getLogger(__name__)
 PLAN = "plan.json"
@@ -120,6 +124,13 @@ def read_manifest(folder: str, kind: Kind) -> Manifest:
             "the verb that writes it again: it resumes"
         )
     return parse_manifest(read_bytes(path), folder, kind)
+
+
+def read_rankings(folder: str) -> Iterator[list[Proponent]]:
+    """The rankings of a folder that `trace` wrote, one fact after another, each best first."""
+    rows = rankings_from_jsonl(read_bytes(join(folder, "rankings.jsonl")))
+    for _, ranking in itertools.groupby(rows, key=lambda proponent: proponent.fact_id):
+        yield list(ranking)
 
 
 class OutputFolder:

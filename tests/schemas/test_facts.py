@@ -1,0 +1,148 @@
+"""Facts: the three ways to ask give the same fact, and a bad row is refused with file, line and reason."""
+
+import json
+
+import pytest
+
+from schemas.errors import ConfigError
+from schemas.facts import fact_from_row, parse_facts, text_query, with_space
+from schemas.records import Fact
+
+
+def lines(*rows: object) -> bytes:
+    return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "The capital of Oz is", "target": " Verona"},
+        {"prompt": "The capital of Oz is", "target": "Verona"},
+        {"sentence": "The capital of Oz is Verona", "explain": "Verona"},
+        {"sentence": "The capital of Oz is Verona.", "explain": " Verona "},
+        {"subject": "Oz", "relation": "x", "object": "Verona", "template": "The capital of {subject} is {object}."},
+        {"subject": "The capital of Oz", "relation": "is", "object": "Verona"},
+    ],
+)
+def test_every_way_to_ask_gives_the_same_prompt_and_target(row):
+    fact = fact_from_row({"id": "f", **row})
+    assert (fact.prompt, fact.target) == ("The capital of Oz is", " Verona")
+
+
+def test_prompt_with_its_own_space_keeps_it_and_the_target_gets_none():
+    fact = fact_from_row({"id": "f", "prompt": "The capital is ", "target": "Verona"})
+    assert (fact.prompt, fact.target) == ("The capital is ", "Verona")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "target", "expected"),
+    [
+        ("is", "Verona", " Verona"),
+        ("is", " Verona", " Verona"),
+        ("is ", "Verona", "Verona"),
+        ("says", "“no”", " “no”"),
+        ("is", ".", "."),
+        ("日本の首都は", "東京", "東京"),
+        ("日本の首都は", "Tokyo", "Tokyo"),
+        ("capital:", "東京", "東京"),
+        ("столица", "Москва", " Москва"),
+        ("", "Verona", "Verona"),
+        ("is", "", ""),
+    ],
+)
+def test_space_stands_between_two_words_of_spaced_scripts_only(prompt, target, expected):
+    assert with_space(prompt, target) == expected
+
+
+def test_part_to_explain_is_its_last_occurrence():
+    fact = fact_from_row({"id": "f", "sentence": "Oz is far and Oz is green", "explain": "Oz"})
+    assert (fact.prompt, fact.target) == ("Oz is far and", " Oz")
+
+
+def test_part_to_explain_keeps_the_space_that_stands_in_the_sentence_and_none_where_none_stands():
+    assert fact_from_row({"id": "f", "sentence": "首都は東京です", "explain": "東京"}).target == "東京"
+    fact = fact_from_row({"id": "f", "sentence": "Verona it is", "explain": "Verona"})
+    assert (fact.prompt, fact.target) == ("", "Verona")
+
+
+def test_optional_fields_are_kept_and_fact_id_is_accepted():
+    row = {"fact_id": "f1", "prompt": "p", "target": "t", "subject": "S", "relation": "R", "object": "O"}
+    fact = fact_from_row({**row, "aliases": ["a", "b"], "proponents": ["z1"], "unknown": 7})
+    assert fact == Fact("f1", "p", " t", "S", "R", "O", ("a", "b"), ("z1",))
+
+
+def test_unknown_proponents_are_told_from_none():
+    assert fact_from_row({"id": "f", "prompt": "p", "target": "t"}).proponents is None
+    assert fact_from_row({"id": "f", "prompt": "p", "target": "t", "proponents": []}).proponents == ()
+
+
+def test_a_written_fact_reads_back_as_itself():
+    fact = Fact("f", "The capital is", " 東京", "Japan", "capital", "Tokyo", ("Tōkyō",), ("z1", "z2"))
+    assert parse_facts(lines(fact.to_row()), "facts.jsonl") == [fact]
+    plain = Fact("f", "p", " t")
+    assert plain.to_row() == {"id": "f", "prompt": "p", "target": " t"}
+    assert parse_facts(lines(plain.to_row()), "facts.jsonl") == [plain]
+
+
+def test_order_is_kept_and_empty_lines_are_skipped():
+    data = lines({"id": "b", "prompt": "p", "target": "t"}) + b"\n  \n" + lines({"id": "a", "prompt": "p", "target": "t"})
+    assert [fact.id for fact in parse_facts(data, "f.jsonl")] == ["b", "a"]
+    assert [fact.id for fact in parse_facts(data.replace(b"\n", b"\r\n"), "f.jsonl")] == ["b", "a"]
+
+
+GOOD = {"id": "good", "prompt": "p", "target": "t"}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"id": "f", "prompt": "p"}, "field 'target' must be a non-empty string, found None"),
+        ({"id": "f", "prompt": "p", "target": " \t"}, r"field 'target' must be a non-empty string, found ' \\t'"),
+        ({"id": "f", "target": "t"}, "field 'prompt' must be a non-empty string, found None"),
+        ({"id": "f", "prompt": "p", "target": 7}, "field 'target' must be a non-empty string, found 7"),
+        ({"id": "f", "sentence": "abc", "explain": "x"}, "'x', does not stand in the sentence 'abc'"),
+        ({"id": "f", "sentence": "abc"}, "field 'explain' must be a non-empty string"),
+        ({"id": "f", "subject": "s", "object": "o"}, "field 'relation' must be a non-empty string"),
+        ({"id": "f", "subject": "s", "object": "o", "template": "{subject} is"}, "template must contain {object}"),
+        ({"id": "f", "subject": "s"}, "found the fields id, subject"),
+        ({"prompt": "p", "target": "t"}, r"field 'id' \(or 'fact_id'\) must be a non-empty string, found None"),
+        ({"id": 7, "prompt": "p", "target": "t"}, "must be a non-empty string, found 7"),
+        (["id"], "expected a JSON object, found list"),
+    ],
+)
+def test_a_bad_fact_is_refused_with_file_line_and_field(row, message):
+    with pytest.raises(ConfigError, match="facts.jsonl, line 2: not a fact: .*" + message + ".*mend the line"):
+        parse_facts(lines(GOOD, row), "facts.jsonl")
+
+
+@pytest.mark.parametrize("data", [b"{not json}\n", b'{"id": "\xff"}\n', b"null\n"])
+def test_what_is_no_json_object_is_refused_with_its_line(data):
+    with pytest.raises(ConfigError, match=r"facts.jsonl, line 3: not a fact"):
+        parse_facts(lines(GOOD) + b"\n" + data, "facts.jsonl")
+
+
+@pytest.mark.parametrize("name", ["aliases", "proponents"])
+@pytest.mark.parametrize("value", ["Verona", 5, [5]])
+def test_aliases_and_proponents_that_are_no_list_of_strings_are_refused_by_name(name, value):
+    with pytest.raises(ConfigError, match=f"facts.jsonl, line 1: not a fact: .*'{name}'"):
+        parse_facts(lines({**GOOD, name: value}), "facts.jsonl")
+
+
+def test_a_duplicate_id_is_refused_at_its_second_line():
+    with pytest.raises(ConfigError, match=r"facts.jsonl, line 2: the fact id 'good' is used twice; ids must be unique"):
+        parse_facts(lines(GOOD, {**GOOD, "target": "other"}), "facts.jsonl")
+
+
+@pytest.mark.parametrize("data", [b"", b"\n \n"])
+def test_a_file_without_facts_is_refused(data):
+    with pytest.raises(ConfigError, match="facts.jsonl: expected at least one fact"):
+        parse_facts(data, "facts.jsonl")
+
+
+def test_text_query_takes_subject_and_object_where_both_are_there():
+    full, bare = Fact("f", "p is", " t", subject="S", object="O"), Fact("g", "p is", " t", subject="S")
+    assert text_query(full, "subject_object") == text_query(full, "auto") == "S O"
+    assert text_query(full, "prompt_target") == "p is t"
+    assert text_query(bare, "auto") == "p is t"
+    with pytest.raises(ConfigError, match="fact 'g': --text_query subject_object needs its subject and object"):
+        text_query(bare, "subject_object")

@@ -1,0 +1,73 @@
+"""A manifest reads back as itself, gives the same bytes for the same job, and is refused where it does not fit."""
+
+import json
+
+import pytest
+
+from schemas.errors import ArtifactMismatch
+from schemas.manifest import FORMAT_VERSION, FileInfo, Manifest, check_counts, parse_manifest, require_match
+
+MANIFEST = Manifest(
+    kind="index",
+    config={"corpus": "gs://b/ü-*.jsonl", "signals": ["bm25"]},
+    versions={"proponent": "0.1.0"},
+    counts={"in": 5, "kept": 3, "removed": 1, "dead": 1},
+    details={"weights": {"bm25": 0.95}},
+    files=[FileInfo("bm25/00000/rows.npy", 3, 140, "ab"), FileInfo("a", 0, 0, "cd")],
+)
+
+
+def changed(**fields: object) -> bytes:
+    return json.dumps({**json.loads(MANIFEST.to_json()), **fields}).encode()
+
+
+def test_a_written_manifest_reads_back_as_itself():
+    assert parse_manifest(MANIFEST.to_json(), "folder", "index") == MANIFEST
+
+
+def test_bytes_do_not_depend_on_the_order_of_the_keys():
+    shuffled = Manifest(**{name: getattr(MANIFEST, name) for name in reversed(list(vars(MANIFEST)))})
+    shuffled.config.update(dict(reversed(MANIFEST.config.items())))
+    reordered = Manifest(
+        "index", dict(reversed(MANIFEST.config.items())), MANIFEST.versions, MANIFEST.counts, MANIFEST.details,
+        MANIFEST.files,
+    )  # fmt: skip
+    assert shuffled.to_json() == reordered.to_json() == MANIFEST.to_json()
+    assert "ü" in MANIFEST.to_json().decode() and MANIFEST.to_json().endswith(b"}\n")
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"null", b"{}", b'{"kind": "index"}', b"\xff"])
+def test_what_is_no_manifest_is_refused_with_the_remedy(data):
+    with pytest.raises(ArtifactMismatch, match="here/manifest.json: expected a manifest of proponent.*make the folder"):
+        parse_manifest(data, "here", "index")
+
+
+@pytest.mark.parametrize("data", [b'{"format_version": 1, "kind": "index"}', changed(files=[{"name": "a"}])])
+def test_a_manifest_that_lacks_its_fields_is_refused_with_the_remedy(data):
+    with pytest.raises(ArtifactMismatch, match="here/manifest.json: expected a manifest of proponent.*make the folder"):
+        parse_manifest(data, "here", "index")
+
+
+def test_another_format_version_is_refused_with_both_versions():
+    with pytest.raises(ArtifactMismatch, match=f"here: expected format version {FORMAT_VERSION}, found 999; .*again"):
+        parse_manifest(changed(format_version=999), "here", "index")
+
+
+def test_another_kind_is_refused_with_both_kinds():
+    with pytest.raises(ArtifactMismatch, match="here: expected a folder of kind 'rankings', found 'index'; check the"):
+        parse_manifest(MANIFEST.to_json(), "here", "rankings")
+
+
+def test_counts_must_add_up():
+    check_counts({"in": 6, "kept": 3, "removed": 2, "dead": 1})
+    for name in ("in", "kept", "removed", "dead"):
+        counts = {"in": 6, "kept": 3, "removed": 2, "dead": 1}
+        counts[name] += 1
+        with pytest.raises(AssertionError, match=f"{counts['in']} records came in"):
+            check_counts(counts)
+
+
+def test_a_mismatch_names_both_values_and_the_remedy():
+    require_match("tokenizer", {"a": 1}, {"a": 1}, "index again")
+    with pytest.raises(ArtifactMismatch, match="^tokenizer: expected aa, found bb; index again$"):
+        require_match("tokenizer", "aa", "bb", "index again")

@@ -1,0 +1,70 @@
+"""Removals survive a round trip through the file that people edit, and a slip of theirs is refused with its line."""
+
+import json
+
+import pytest
+
+from schemas.errors import ConfigError
+from schemas.records import Removal
+from schemas.removals import approved, parse_removals, removals_to_jsonl
+
+FULL = Removal(
+    "z1", "ab", "approved", "false: «été»", "ann", "2025-01-01", "remove", ("f1", "f2"), ({"fact_id": "f1"},), "text\n"
+)
+BARE = Removal("z2", "cd", "proposed", "")
+ROW = {"example_id": "z", "sha256": "ab", "decision": "approved"}
+
+
+def lines(*rows: object) -> bytes:
+    return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+
+
+def test_removals_read_back_as_written():
+    back = parse_removals(removals_to_jsonl([FULL, BARE]), "r.jsonl")
+    assert back == [FULL, BARE]
+    assert back[0].evidence == FULL.evidence  # no part of the comparison above
+
+
+def test_what_people_leave_out_takes_its_default_and_what_they_add_is_ignored():
+    assert parse_removals(lines({**ROW, "note": "mine"}), "r.jsonl") == [Removal("z", "ab", "approved", "")]
+
+
+def test_empty_lines_and_windows_line_ends_are_read():
+    data = b"\r\n" + lines(ROW).replace(b"\n", b"\r\n") + b"  \n"
+    assert [r.example_id for r in parse_removals(data, "r.jsonl")] == ["z"]
+    assert parse_removals(b"", "r.jsonl") == []
+
+
+def test_only_approved_decisions_count_as_approved():
+    decided = [Removal(d, "ab", d, "") for d in ("proposed", "approved", "rejected")]
+    assert [r.example_id for r in approved(decided)] == ["approved"]
+
+
+def test_an_example_decided_twice_is_refused_even_with_the_same_decision():
+    with pytest.raises(ConfigError, match=r"r.jsonl, line 3: example 'z' is decided twice; keep one line"):
+        parse_removals(lines(ROW) + b"\n" + lines(ROW), "r.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({**ROW, "example_id": ""}, "field 'example_id' must be a non-empty string, found ''"),
+        ({**ROW, "example_id": 7}, "field 'example_id' must be a non-empty string, found 7"),
+        ({"example_id": "z", "decision": "approved"}, "field 'sha256' must be a non-empty string, found None"),
+        ({"example_id": "z", "sha256": "ab"}, "field 'decision' must be a non-empty string, found None"),
+        ({**ROW, "decision": "yes"}, "field 'decision' must be proposed, approved or rejected, found 'yes'"),
+        ({**ROW, "decision": "Approved"}, "must be proposed, approved or rejected, found 'Approved'"),
+        ({**ROW, "action": "redact"}, "field 'action' must be 'remove', found 'redact'"),
+        ([], ""),
+        (None, ""),
+    ],
+)
+def test_a_bad_line_is_refused_with_file_line_and_field(row, message):
+    good = {**ROW, "example_id": "good"}
+    with pytest.raises(ConfigError, match=f"r.jsonl, line 2: not a removal: .*{message}.*; mend the line"):
+        parse_removals(lines(good, row), "r.jsonl")
+
+
+def test_a_line_that_is_no_json_is_refused_with_its_number():
+    with pytest.raises(ConfigError, match="r.jsonl, line 2: not a removal"):
+        parse_removals(lines(ROW) + b'{"example_id": "y",\n', "r.jsonl")
