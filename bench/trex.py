@@ -67,7 +67,7 @@ def part_a(room: Path) -> dict[str, Any]:
     return {"index_seconds": round(seconds, 1), "fusion": manifest.details["fusion"], **asked}
 
 
-def part_b(room: Path, sentences: int = 3000, epochs: int = 30) -> dict[str, Any]:
+def part_b(room: Path, sentences: int = 2000, epochs: int = 20) -> dict[str, Any]:
     """The corpus is all the sentences of as many facts as fit, so that the LM can learn what it is asked."""
     corpus = {row["id"]: row for row in read("corpus.jsonl.gz")}
     facts, chosen, taken = read("facts.jsonl.gz"), [], {}

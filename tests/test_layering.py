@@ -85,7 +85,10 @@ def test_a_planted_violation_is_caught(file, source):
 @pytest.mark.parametrize(
     ("file", "source"),
     [
-        ("schemas/planted.py", "import json\nimport numpy as np\nimport pyarrow.parquet as pq\nfrom schemas import errors"),
+        (
+            "schemas/planted.py",
+            "import json\nimport numpy as np\nimport pyarrow.parquet as pq\nfrom schemas import errors",
+        ),
         ("attribution/dense.py", "import faiss\nfrom schemas.records import Fact"),
         ("pipelines/planted.py", "import apache_beam as beam\nfrom attribution import dense"),
         ("tests/planted.py", "import apache_beam\nfrom pipelines import index"),

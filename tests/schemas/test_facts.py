@@ -85,7 +85,9 @@ def test_a_written_fact_reads_back_as_itself():
 
 
 def test_order_is_kept_and_empty_lines_are_skipped():
-    data = lines({"id": "b", "prompt": "p", "target": "t"}) + b"\n  \n" + lines({"id": "a", "prompt": "p", "target": "t"})
+    data = (
+        lines({"id": "b", "prompt": "p", "target": "t"}) + b"\n  \n" + lines({"id": "a", "prompt": "p", "target": "t"})
+    )
     assert [fact.id for fact in parse_facts(data, "f.jsonl")] == ["b", "a"]
     assert [fact.id for fact in parse_facts(data.replace(b"\n", b"\r\n"), "f.jsonl")] == ["b", "a"]
 

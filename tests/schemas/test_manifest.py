@@ -1,6 +1,7 @@
 """A manifest reads back as itself, gives the same bytes for the same job, and is refused where it does not fit."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -26,13 +27,9 @@ def test_a_written_manifest_reads_back_as_itself():
 
 
 def test_bytes_do_not_depend_on_the_order_of_the_keys():
-    shuffled = Manifest(**{name: getattr(MANIFEST, name) for name in reversed(list(vars(MANIFEST)))})
-    shuffled.config.update(dict(reversed(MANIFEST.config.items())))
-    reordered = Manifest(
-        "index", dict(reversed(MANIFEST.config.items())), MANIFEST.versions, MANIFEST.counts, MANIFEST.details,
-        MANIFEST.files,
-    )  # fmt: skip
-    assert shuffled.to_json() == reordered.to_json() == MANIFEST.to_json()
+    reordered = replace(MANIFEST, config=dict(reversed(MANIFEST.config.items())))
+    assert list(reordered.config) != list(MANIFEST.config)
+    assert reordered.to_json() == MANIFEST.to_json()
     assert "ü" in MANIFEST.to_json().decode() and MANIFEST.to_json().endswith(b"}\n")
 
 

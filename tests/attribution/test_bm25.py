@@ -1,0 +1,158 @@
+"""BM25: the Lucene formula, by hand and against bm25s; shards with merged statistics score as the whole, bit by bit."""
+
+import math
+import tempfile
+from functools import reduce
+from pathlib import Path
+
+import bm25s
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attribution.bm25 import K1, B, Shard, Statistics, word_spans, word_tokenizer, write_shard
+
+TEXTS = [
+    "the capital of oz is verona",
+    "verona verona verona",
+    "it rained and rained for days in the capital of utopia and nobody there minded",
+    "",
+    "oz",
+]
+QUERIES = [["oz"], ["capital", "verona"], ["verona", "verona", "the"], ["unheard"], [], ["rained", "unheard", "oz"]]
+tokenize = word_tokenizer()
+
+
+def open_shards(parts: list[list[str]], folder: Path) -> tuple[list[Shard], Statistics]:
+    found = [write_shard(part, tokenize, folder / str(i)) for i, part in enumerate(parts)]
+    merged = reduce(Statistics.merge, found)
+    return [Shard(folder / str(i), merged) for i in range(len(parts))], merged
+
+
+def test_score_is_the_lucene_formula(tmp_path):
+    [shard], statistics = open_shards([["oz oz verona", "oz mantua mantua mantua mantua", "padua"]], tmp_path)
+    average = (3 + 5 + 1) / 3
+    idf = math.log(1 + (3 - 2 + 0.5) / (2 + 0.5))
+    assert statistics.idf("oz") == pytest.approx(idf, rel=1e-15)
+    assert shard.scores(["oz"]).tolist() == pytest.approx(
+        [
+            idf * 2 / (2 + 1.5 * (1 - 0.75 + 0.75 * 3 / average)),
+            idf * 1 / (1 + 1.5 * (1 - 0.75 + 0.75 * 5 / average)),
+            0.0,
+        ],
+        rel=1e-14,
+    )
+
+
+def test_idf_of_a_word_in_no_passage_and_in_all():
+    statistics = Statistics(10, 30, {"all": 10})
+    assert statistics.idf("none") == pytest.approx(math.log(1 + 10.5 / 0.5))
+    assert statistics.idf("all") == pytest.approx(math.log(1 + 0.5 / 10.5))
+    assert statistics.idf("all") > 0
+
+
+def test_scores_equal_those_of_bm25s_on_the_same_tokens(tmp_path):
+    [shard], _ = open_shards([TEXTS], tmp_path)
+    reference = bm25s.BM25(method="lucene", k1=K1, b=B, dtype="float64")
+    reference.index([tokenize(text) for text in TEXTS], show_progress=False)
+    for query in QUERIES:
+        known = [word for word in query if word != "unheard"]
+        expected = reference.get_scores(known) if known else np.zeros(len(TEXTS))
+        np.testing.assert_allclose(shard.scores(query), expected, rtol=1e-6, atol=1e-12)
+
+
+def test_a_word_twice_in_the_query_counts_twice(tmp_path):
+    [shard], _ = open_shards([TEXTS], tmp_path)
+    np.testing.assert_array_equal(shard.scores(["oz", "oz"]), 2 * shard.scores(["oz"]))
+
+
+def test_scores_do_not_depend_on_the_order_of_the_query_nor_on_what_was_asked_before(tmp_path):
+    query = "the capital of oz is not verona and it rained".split()
+    [shard], _ = open_shards([TEXTS], tmp_path)
+    first = shard.scores(query)
+    np.testing.assert_array_equal(shard.scores(query[::-1]), first)
+    np.testing.assert_array_equal(shard.scores(query), first)
+
+
+words = st.sampled_from("oz utopia verona mantua the of rained ж 日本 𠀀x é".split())
+passages = st.lists(st.lists(words, max_size=8).map(" ".join), min_size=1, max_size=12)
+
+
+@settings(max_examples=25, deadline=None)
+@given(passages, st.lists(st.integers(0, 12), max_size=3), st.lists(words, min_size=1, max_size=6))
+def test_any_split_into_shards_gives_the_same_scores_bit_by_bit(texts, cuts, query):
+    bounds = [0, *sorted(min(cut, len(texts)) for cut in cuts), len(texts)]
+    parts = [texts[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    with tempfile.TemporaryDirectory() as root:
+        [whole], together = open_shards([texts], Path(root, "whole"))
+        shards, merged = open_shards(parts, Path(root, "parts"))
+        assert merged == together
+        split = np.concatenate([shard.scores(query) for shard in shards])
+        np.testing.assert_array_equal(split, whole.scores(query))
+
+
+def test_shards_with_their_own_statistics_would_score_otherwise(tmp_path):
+    [whole], _ = open_shards([TEXTS], tmp_path / "whole")
+    own = Shard(tmp_path / "own", write_shard(TEXTS[:2], tokenize, tmp_path / "own"))
+    assert not np.allclose(own.scores(["verona"]), whole.scores(["verona"])[:2])
+
+
+def test_merging_statistics_is_associative_and_order_free():
+    parts = [Statistics(1, 4, {"a": 1}), Statistics(2, 5, {"a": 2, "b": 1}), Statistics(0, 0, {})]
+    a, b, c = parts
+    expected = Statistics(3, 9, {"a": 3, "b": 1})
+    assert a.merge(b).merge(c) == a.merge(b.merge(c)) == c.merge(b).merge(a) == expected
+    assert expected.average_length == 9 / 3
+    assert a == Statistics(1, 4, {"a": 1})  # merging changed neither side
+
+
+def test_df_counts_passages_and_length_counts_words(tmp_path):
+    assert write_shard(["oz oz", "oz verona", ""], tokenize, tmp_path) == Statistics(3, 4, {"oz": 2, "verona": 1})
+
+
+def test_every_word_of_a_shard_is_found_in_any_script(tmp_path):
+    vocabulary = ["a", "z", "zz", "é", "ж", "日本", "가", "𠀀", "0", "_"]
+    [shard], _ = open_shards([vocabulary], tmp_path)
+    for row, word in enumerate(vocabulary):
+        assert np.flatnonzero(shard.scores([word])).tolist() == [row]
+
+
+@pytest.mark.parametrize("texts", [[], ["", "!?"]])
+def test_a_shard_without_words_scores_zero(texts, tmp_path):
+    [shard], _ = open_shards([texts], tmp_path)
+    assert shard.scores(["oz"]).tolist() == [0.0] * len(texts)
+
+
+def test_the_same_texts_give_the_same_bytes(tmp_path):
+    for name in ("a", "b"):
+        write_shard(TEXTS, tokenize, tmp_path / name)
+    for file in (tmp_path / "a").iterdir():
+        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
+
+
+def test_coverage_is_the_share_of_the_querys_idf_weight():
+    statistics = Statistics(10, 100, {"rare": 1, "common": 9})
+    rare, common = math.log(1 + 9.5 / 1.5), math.log(1 + 1.5 / 9.5)
+    query = ["rare", "common", "common"]
+    assert statistics.coverage(query, ["rare", "x"]) == pytest.approx(rare / (rare + common))
+    assert statistics.coverage(query, ["common"]) == pytest.approx(common / (rare + common))
+    assert statistics.coverage(query, ["common", "rare"]) == 1.0
+    assert statistics.coverage(query, []) == statistics.coverage([], ["rare"]) == 0.0
+
+
+def test_words_are_lower_case_nfkc_and_short_ones_are_kept():
+    assert tokenize("A ﬁne Ｏｚ, 7 x_y naïve—café!") == ["a", "fine", "oz", "7", "x_y", "naïve", "café"]
+    assert tokenize("") == []
+
+
+def test_stemming_joins_forms_and_an_unknown_language_is_refused():
+    assert word_tokenizer("english")("Rains rained raining") == ["rain"] * 3
+    assert tokenize("Rains rained") == ["rains", "rained"]
+    with pytest.raises(KeyError):
+        word_tokenizer("klingon")
+
+
+def test_word_spans_cut_the_words_out_of_the_text():
+    text = "The capital: Oz-Verona."
+    assert [text[a:b] for a, b in word_spans(text)] == ["The", "capital", "Oz", "Verona"]
