@@ -11,7 +11,7 @@ import bisect
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ import Stemmer
 
 Tokenize = Callable[[str], list[str]]
 K1, B = 1.5, 0.75
+SHARD_FILES = ("terms.arrow", "rows.npy", "freqs.npy", "lengths.npy")
 _WORD = re.compile(r"\w+")
 _SHARD_TERMS = pa.schema([pa.field("term", pa.string(), False), pa.field("end", pa.int64(), False)])
 
@@ -94,14 +95,17 @@ def write_shard(texts: Iterable[str], tokenize: Tokenize, folder: Path) -> Stati
 
 
 class Shard:
-    """A shard opened for scoring with the global statistics; arrays are memory-mapped."""
+    """A shard opened for scoring with the global statistics; `files` gives the path of each of SHARD_FILES.
 
-    def __init__(self, folder: Path, statistics: Statistics):
-        terms = pa.ipc.open_file(pa.memory_map(str(folder / "terms.arrow"))).read_all().combine_chunks()
+    Arrays are memory-mapped.
+    """
+
+    def __init__(self, files: Mapping[str, str], statistics: Statistics):
+        terms = pa.ipc.open_file(pa.memory_map(files["terms.arrow"])).read_all().combine_chunks()
         self._terms, self._ends = terms["term"], terms["end"].to_numpy()
-        self._rows = np.load(folder / "rows.npy", mmap_mode="r")
-        self._freqs = np.load(folder / "freqs.npy", mmap_mode="r")
-        lengths = np.load(folder / "lengths.npy")
+        self._rows = np.load(files["rows.npy"], mmap_mode="r")
+        self._freqs = np.load(files["freqs.npy"], mmap_mode="r")
+        lengths = np.load(files["lengths.npy"])
         average = statistics.average_length or 1.0
         self._length_norm = K1 * (1.0 - B + B * lengths.astype(np.float64) / average)
         self._statistics = statistics

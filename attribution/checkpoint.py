@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from schemas.errors import ConfigError
@@ -79,19 +80,18 @@ def _refuse(path: str, reason: str) -> ConfigError:
     )
 
 
-def pretrained_arguments(path: str, needs: str = "config.json") -> tuple[str, dict[str, str]]:
+def pretrained_arguments(path: str) -> tuple[str, dict[str, str]]:
     """The arguments of `from_pretrained` for a name, folder or .gguf path; raises ConfigError if nothing is there."""
     if path.endswith(".gguf"):
         if not Path(path).is_file():
             raise _refuse(path, "found no such file")
         return str(Path(path).parent), {"gguf_file": Path(path).name}
-    if os.path.isdir(path):
-        if not (Path(path) / needs).is_file():
-            raise _refuse(path, f"found a folder without {needs}")
-    elif os.path.isfile(path):
+    if os.path.isfile(path):
         raise _refuse(path, "found a file that is no .gguf")
+    if os.path.isdir(path):
+        return path, {}
     # A name on the hub is `model` or `owner/model`; what cannot be one, or lies in a folder that is here, is a path.
-    elif path.startswith((".", "/", "~")) or path.count("/") > 1 or ("/" in path and os.path.isdir(path.split("/")[0])):
+    if path.startswith((".", "/", "~")) or path.count("/") > 1 or ("/" in path and os.path.isdir(path.split("/")[0])):
         raise _refuse(path, "found no such folder")
     return path, {}
 
@@ -108,16 +108,29 @@ def load_tokenizer(path: str) -> transformers.PreTrainedTokenizerFast:
         raise _refuse(path, f"its tokenizer did not load ({str(error).splitlines()[0]})") from error
     if not tokenizer.is_fast:
         raise _refuse(path, "its tokenizer has no fast version, which the character spans of passages need")
+    # Some files keep the cut and the padding of a training script; both are ours to choose, and to see when we cut.
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
     return tokenizer
 
 
 def load_pretrained(auto_class: Any, path: str) -> Any:
-    """The model at `path` in float32, in evaluation mode, every parameter frozen. No remote code is run."""
+    """The model at `path` in float32, in evaluation mode, every parameter frozen. No remote code is run.
+
+    Raises ConfigError if it does not load, or lacks weights, which would be filled with random numbers (but for a
+    pooler, which mean pooling does not use).
+    """
     name, gguf = pretrained_arguments(path)
+    if os.path.isdir(name) and not gguf and not (Path(name) / "config.json").is_file():
+        raise _refuse(path, "found a folder without config.json")
     try:
-        model = auto_class.from_pretrained(name, dtype=torch.float32, **gguf)
-    except (OSError, ValueError) as error:
+        model, loading = auto_class.from_pretrained(name, dtype=torch.float32, output_loading_info=True, **gguf)
+    except (OSError, ValueError, SafetensorError) as error:
         raise _refuse(path, f"it did not load ({str(error).splitlines()[0]})") from error
+    missing = sorted(key for key in loading["missing_keys"] if "pooler" not in key)
+    missing += sorted(str(key) for key in loading.get("mismatched_keys", ()))
+    if missing:
+        raise _refuse(path, f"{len(missing)} of its weights are missing ({', '.join(missing[:3])})")
     return model.eval().requires_grad_(False)
 
 
@@ -135,8 +148,8 @@ def read_meta(path: str) -> dict[str, Any]:
 
 def load_checkpoint(path: str) -> Checkpoint:
     """The model at `path`, frozen, in float32, with its tokenizer. Raises ConfigError if either is not there."""
-    tokenizer = load_tokenizer(path)
     model = load_pretrained(transformers.AutoModelForCausalLM, path)
+    tokenizer = load_tokenizer(path)
     model.config.use_cache = False
     meta = read_meta(path)
     limits = [getattr(model.config, "max_position_embeddings", None), tokenizer.model_max_length]

@@ -27,10 +27,8 @@ class Encoder:
 
 def load_encoder(path: str) -> Encoder:
     """The encoder at a name or path. Raises ConfigError if it, or its tokenizer, is not there."""
-    tokenizer, model = load_tokenizer(path), load_pretrained(transformers.AutoModel, path)
+    model, tokenizer = load_pretrained(transformers.AutoModel, path), load_tokenizer(path)
     limits = [getattr(model.config, "max_position_embeddings", 512), tokenizer.model_max_length]
-    tokenizer.backend_tokenizer.no_truncation()  # some encoders ship a shorter cut than the model's own limit
-    tokenizer.backend_tokenizer.no_padding()
     return Encoder(path, model, tokenizer, int(min(limits)))
 
 

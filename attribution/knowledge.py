@@ -1,12 +1,13 @@
 """What a model knows of a fact: the probability of the target given the prompt, and what it says by itself."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
 from attribution.checkpoint import Checkpoint
+from schemas.facts import with_space
 from schemas.records import Fact
 
 
@@ -21,6 +22,11 @@ class Answer:
 
     def to_row(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def with_aliases(fact: Fact) -> list[Fact]:
+    """The fact, and once more with each alias as its target."""
+    return [fact, *(replace(fact, target=with_space(fact.prompt, alias)) for alias in fact.aliases)]
 
 
 @torch.no_grad()
@@ -50,9 +56,7 @@ def greedy_continuation(checkpoint: Checkpoint, prompt: str, max_new_tokens: int
 def answer(checkpoint: Checkpoint, fact: Fact) -> Answer:
     """How the model answers the fact's prompt; an alias said greedily counts as known."""
     known, log_probability = _target_score(checkpoint, fact)
-    for alias in fact.aliases:
-        spelled = Fact(id=fact.id, prompt=fact.prompt, target=" " + alias.strip())
-        known = known or _target_score(checkpoint, spelled)[0]
+    known = known or any(_target_score(checkpoint, spelled)[0] for spelled in with_aliases(fact)[1:])
     return Answer(fact.id, known, log_probability, greedy_continuation(checkpoint, fact.prompt))
 
 

@@ -123,15 +123,17 @@ def train(
     tokenizer: transformers.PreTrainedTokenizerFast,
     output: Path,
     progress: Callable[[int, int, float], None] | None = None,
+    noted: dict[str, Any] | None = None,
 ) -> list[Path]:
     """Trains on (id, tokens) pairs and writes the recipe's checkpoints under `output`; returns their folders.
 
-    `progress(steps, tokens, loss per token)` is called after each step.
+    `noted` is kept in `checkpoint.json` beside the recipe; `progress(steps, tokens, loss per token)` is called after
+    each step.
     """
     model = new_model(recipe, len(tokenizer))
     model.train()
-    decayed = {"params": list(model.parameters()), "weight_decay": 0.0}
-    optimizer = torch.optim.AdamW([decayed], lr=0.0, betas=(recipe.beta1, recipe.beta2), eps=recipe.eps)
+    betas = (recipe.beta1, recipe.beta2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=betas, eps=recipe.eps, weight_decay=0.0)
     ordered = sorted(examples)
     folders, step, due = [], 0, recipe.checkpoint_steps()
     for epoch in range(recipe.epochs):
@@ -158,7 +160,7 @@ def train(
                 progress(1, count, loss)
             if step in due:
                 folder = output / f"step-{step:06d}"
-                save_checkpoint(folder, model, tokenizer, optimizer, recipe, step, rate)
+                save_checkpoint(folder, model, tokenizer, optimizer, recipe, step, rate, noted or {})
                 folders.append(folder)
     return folders
 
@@ -171,18 +173,18 @@ def save_checkpoint(
     recipe: Recipe,
     step: int,
     rate: float,
+    noted: dict[str, Any],
 ) -> None:
     """Weights, tokenizer, Adam's second moments by parameter name, and `checkpoint.json`."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     moments = {name: optimizer.state[p]["exp_avg_sq"] for name, p in model.named_parameters()}
     save_file(moments, folder / OPTIMIZER)
-    meta: dict[str, Any] = {
+    meta: dict[str, Any] = noted | {
         "step": step,
         "learning_rate": rate,
         "beta2": recipe.beta2,
         "eps": recipe.eps,
-        "add_bos": True,
         "add_eos": True,
         "recipe": asdict(recipe),
     }

@@ -64,7 +64,10 @@ def run_verb(verb: str, arguments: list[str], beam_args: tuple[str, ...]) -> Non
 def main(argv: list[str] | None = None) -> int:
     """Exit codes: 0 done, 2 bad options or input, 3 artifacts that do not match, 4 too many bad records, 1 a bug."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    # Beam says so at every import where its gcp extra is not installed, which is no news to who runs locally.
+    handler.addFilter(lambda record: not record.getMessage().startswith("apitools not found"))
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", handlers=[handler])
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
         return 0

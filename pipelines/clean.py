@@ -112,7 +112,7 @@ def write_shard(spec: dict[str, Any], folder: str, out: Path, format: CorpusForm
 
 
 def _removed_row(record: Record, removal: Removal, path: str) -> dict[str, Any]:
-    """What was taken out: the whole record, where it stood, and why. A Parquet or text record has its text."""
+    """What was taken out: its text and, of JSONL and text files, its bytes; where it stood, and why."""
     raw = record.raw.decode() if record.raw is not None else None
     return {"id": record.id, "text": record.text, "file": path, "row": record.row, "raw": raw} | {
         name: getattr(removal, name) for name in ("reason", "decided_by", "decided_at", "fact_ids")

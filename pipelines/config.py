@@ -26,7 +26,7 @@ class TrainConfig:
     output: str
     """Folder for the checkpoints."""
     like: str = ""
-    """A checkpoint to repeat on this corpus: same tokenizer, initial weights, schedule and data order."""
+    """A checkpoint to repeat on this corpus: its tokenizer, shape, schedule and data order, whatever else is given."""
     layers: int = 3
     """Transformer blocks."""
     width: int = 128
@@ -72,7 +72,7 @@ class IndexConfig:
     output: str
     """Folder for the index."""
     checkpoints: tuple[str, ...] = ()
-    """Checkpoints of the model for the gradient signal: folders, Hugging Face names or .gguf files."""
+    """Checkpoints of the model for the gradient signal: folders (what `train` wrote too), hub names or .gguf files."""
     encoder: str = ""
     """Encoder for the dense signal: any Hugging Face encoder by name or folder."""
     signals: str = ""
@@ -105,6 +105,7 @@ class IndexConfig:
     def __post_init__(self) -> None:
         unknown = set(self.signal_names) - set(SIGNALS)
         _require(not unknown, "signals", f"some of {', '.join(SIGNALS)}", ",".join(sorted(unknown)))
+        _require(len(set(self.signal_names)) == len(self.signal_names), "signals", "each once", self.signals)
         _require("bm25" in self.signal_names, "signals", "bm25 among them", self.signals)
         _require("dense" not in self.signal_names or bool(self.encoder), "encoder", "an encoder for dense", "")
         _require("gradient" not in self.signal_names or bool(self.checkpoints), "checkpoints", "some for gradient", ())

@@ -74,8 +74,9 @@ def list_corpus(pattern: str) -> list[tuple[str, int]]:
     elif os.path.isdir(pattern):
         raise ConfigError(f"{pattern}: expected corpus files, found a folder; give a glob, such as '{pattern}/*.jsonl'")
     files = match(pattern)
-    for path, _ in files:
-        split_suffix(path)
+    for path, size in files:
+        if split_suffix(path)[1] and size == 0:
+            raise _damaged(path, "at its start (0 bytes, where a compressed file of nothing has some)")
     return files
 
 
@@ -103,10 +104,15 @@ def _lines(path: str) -> Iterator[bytes]:
             for number, line in enumerate(file, start=1):  # noqa: B007 (the number is for the message)
                 yield line
     except (OSError, EOFError, pa.ArrowException) as error:
-        raise ConfigError(
-            f"{path}: expected a whole compressed file, found it truncated or damaged after line {number} ({error}); "
-            "copy it again from its source"
-        ) from error
+        if not split_suffix(path)[1]:
+            raise ConfigError(f"{path}: expected a file that can be read, found: {error}") from error
+        raise _damaged(path, f"after line {number} ({error})") from error
+
+
+def _damaged(path: str, where: str) -> ConfigError:
+    return ConfigError(
+        f"{path}: expected a whole file, found it truncated or damaged {where}; copy it again from its source"
+    )
 
 
 def _checked(fields: Any, format: CorpusFormat, row: int, raw: bytes | None) -> Record:
@@ -168,14 +174,21 @@ def open_parquet(path: str, format: CorpusFormat) -> pq.ParquetFile:
 def _parquet(path: str, format: CorpusFormat) -> Iterator[Record | DeadLetter]:
     file = open_parquet(path, format)
     columns = [n for n in dict.fromkeys((format.id_field, format.text_field, "source")) if n in file.schema_arrow.names]
+    for row, fields in enumerate(_parquet_rows(path, file, columns), start=1):
+        try:
+            yield _checked(fields, format, row, None)
+        except ValueError as error:
+            yield DeadLetter(path, row, "read", str(error), repr(fields)[:200])
+
+
+def _parquet_rows(path: str, file: pq.ParquetFile, columns: list[str]) -> Iterator[dict[str, Any]]:
     row = 0
-    for batch in file.iter_batches(batch_size=4096, columns=columns):
-        for fields in batch.to_pylist():
-            row += 1
-            try:
-                yield _checked(fields, format, row, None)
-            except ValueError as error:
-                yield DeadLetter(path, row, "read", str(error), repr(fields)[:200])
+    try:
+        for batch in file.iter_batches(batch_size=4096, columns=columns):
+            yield from batch.to_pylist()
+            row += len(batch)
+    except (OSError, pa.ArrowException) as error:
+        raise _damaged(path, f"after row {row} ({error})") from error
 
 
 def _text(path: str, name: str) -> Iterator[Record | DeadLetter]:

@@ -37,17 +37,18 @@ def fit_fusion(
     output: OutputFolder, details: dict[str, Any], config: IndexConfig, beam_args: tuple[str, ...]
 ) -> dict[str, Any]:
     """The fusion's weights, fitted by searching the new index for facts cut from its own passages."""
+    read_statistics.cache_clear()  # this folder may have held another index before
     statistics = read_statistics(output.path, details["bm25"]["num_passages"], details["bm25"]["total_length"])
     passages = _sample_passages(output.path, details["shards"], config)
     facts = make_pseudo_facts(passages, statistics.idf, config.seed)
     if "gradient" in details["signals"]:
-        limit = min(resources.checkpoint(row["path"]).max_tokens for row in details["gradient"]["checkpoints"])
-        tokenizer = resources.checkpoint(details["gradient"]["checkpoints"][0]["path"]).tokenizer
+        rows = details["gradient"]["checkpoints"]
+        limit, tokenizer = min(row["max_tokens"] for row in rows), resources.subword_tokenizer(rows[0]["path"])
         facts = [fact for fact in facts if len(tokenizer(fact.prompt + fact.target).input_ids) < limit]
     facts = facts[: config.num_pseudo_facts]
     signals = details["signals"]
     if len(signals) == 1 or not facts:
-        return {"signals": signals, "weights": [1.0] + [0.0] * (len(signals) - 1), "fit": {"facts": len(facts)}}
+        return {"signals": signals, "weights": [1.0 / len(signals)] * len(signals), "fit": {"facts": len(facts)}}
     query = Query(output.path, details, "auto", top_k=100)
     search(query, facts, output, beam_args, "pseudo-")
     tokenize = tokenizer_of(query)

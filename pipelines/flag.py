@@ -59,7 +59,9 @@ def run(config: FlagConfig) -> Manifest:
         raise ConfigError(
             f"the control needs {len(proposed)} other examples, the index has {len(randomly)}; lower --max_per_fact"
         )
-    with OutputFolder(config.output, asdict(config)) as output:
+    plan = asdict(config)
+    plan.pop("quiet")
+    with OutputFolder(config.output, plan) as output:
         files = [
             output.write("removals.jsonl", removals_to_jsonl(proposed), len(proposed)),
             output.write("control_removals.jsonl", removals_to_jsonl(randomly), len(randomly)),

@@ -147,6 +147,7 @@ def describe_checkpoints(config: IndexConfig, projection: Projection) -> list[di
                 "path": path,
                 "name": f"{number:02d}-{Path(path).name.replace('.gguf', '')}",
                 "step": source.step,
+                "max_tokens": source.max_tokens,
                 "learning_rate": source.learning_rate,
                 "model_sha256": model_hash(source.model),
                 "tokenizer_sha256": tokenizer_hash(source.tokenizer),
@@ -174,6 +175,8 @@ def approximations(details: dict[str, Any], cut: int) -> list[str]:
             made.append("no optimizer state found for some checkpoints: their gradients are not corrected for it")
         if rows[0]["weight_from"] == "equal" and len(rows) > 1:
             made.append("no learning rates found: checkpoints weigh the same")
+    if len(details["signals"]) > 1 and not details["fusion"]["fit"]["facts"]:
+        made.append("no facts could be cut from the corpus to fit the fusion on: its signals weigh the same")
     if cut:
         made.append(f"{cut} passages were cut at the encoder's limit for the dense signal")
     return made
@@ -270,6 +273,8 @@ def run(config: IndexConfig, beam_args: tuple[str, ...] = ()) -> Manifest:
             "split_documents": total(read, "split"),
         }
         kept = total(read, "documents")
+        for line in details["approximations"]:
+            log.info("approximation: %s", line)
         manifest = Manifest(
             kind="index",
             config=asdict(config),

@@ -26,7 +26,7 @@ from attribution.projection import Projection
 from attribution.top_k import least_score, top_k
 from pipelines import progress, resources
 from pipelines.stage import Done, Shard, run_stage
-from pipelines.storage import STAGES, OutputFolder, join, localize, localize_folder, open_read, read_bytes
+from pipelines.storage import STAGES, OutputFolder, join, localize, open_read, read_bytes
 from schemas.errors import ArtifactMismatch
 from schemas.facts import text_query
 from schemas.records import Fact
@@ -34,7 +34,6 @@ from schemas.tables import CANDIDATES, parquet_bytes
 
 FACTS_PER_BLOCK = 256
 FACTS = f"{STAGES}/facts.jsonl"
-BM25_FILES = ["terms.arrow", "rows.npy", "freqs.npy", "lengths.npy"]
 
 
 @dataclass(frozen=True)
@@ -144,9 +143,8 @@ class _ShardScorer:
 
     def __init__(self, query: Query, shard: dict[str, Any], folder: str):
         self.query, self.name, self.rows, self.folder = query, shard["name"], shard["rows"], folder
-        self.postings = bm25.Shard(
-            Path(localize_folder(join(query.index, "bm25", self.name), BM25_FILES)), statistics_of(query)
-        )
+        files = {name: localize(join(query.index, "bm25", self.name, name)) for name in bm25.SHARD_FILES}
+        self.postings = bm25.Shard(files, statistics_of(query))
         if "dense" in query.signals:
             self.vectors, ids = dense.open_index(localize(join(query.index, "dense", f"{self.name}.faiss")))
             if not np.array_equal(ids, np.arange(shard["offset"], shard["offset"] + self.rows)):

@@ -10,6 +10,7 @@ not worked again: that is all there is to resuming.
 
 import json
 import logging
+import os
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
@@ -67,7 +68,10 @@ class RunShard(beam.DoFn):
 
     def process(self, shard: Shard) -> Iterable[str]:
         # Beside the output where that is local, so that publishing is a rename.
-        place = self.folder if is_local(self.folder) else None
+        place = None
+        if is_local(self.folder):
+            place = join(self.folder, STAGES)
+            os.makedirs(place, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=place, prefix=".work-") as temporary:
             try:
                 done = self.work(shard.spec, self.folder, Path(temporary))

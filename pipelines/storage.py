@@ -27,6 +27,7 @@ from schemas.records import Proponent
 log = logging.getLogger(__name__)
 PLAN = "plan.json"
 STAGES = ".stages"
+TEMPORARY = ".tmp-"
 
 
 def is_local(path: str) -> bool:
@@ -59,6 +60,8 @@ def open_read(path: str) -> BinaryIO:
     """Raw bytes of a file, whatever its suffix. Raises ConfigError if it is not there."""
     if not exists(path):
         raise ConfigError(f"{path}: expected a file, found none; check the path")
+    if is_local(path) and os.path.isdir(path):
+        raise ConfigError(f"{path}: expected a file, found a folder; name the file in it")
     return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
 
 
@@ -71,7 +74,7 @@ def write_bytes(path: str, data: bytes) -> None:
     """Writes a whole file: locally under a temporary name, then renamed."""
     if is_local(path):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        temporary = f"{path}.tmp-{os.getpid()}"
+        temporary = f"{path}{TEMPORARY}{os.getpid()}"
         Path(temporary).write_bytes(data)
         os.replace(temporary, path)
     else:
@@ -80,25 +83,27 @@ def write_bytes(path: str, data: bytes) -> None:
 
 
 def localize(path: str) -> str:
-    """A local path with the file's content, for what must be memory-mapped; remote files are fetched once a process."""
+    """A local path with the file's content, for what must be memory-mapped; a remote file is fetched once a version."""
     if is_local(path):
         return path
+    found = FileSystems.match([path])[0].metadata_list[0]
+    version = f"{path}:{found.size_in_bytes}:{found.last_updated_in_seconds}"
     cache = Path(tempfile.gettempdir()) / f"proponent-cache-{os.getuid()}"
-    size = match(path)[0][1]
-    copy = cache / f"{hashlib.sha256(f'{path}:{size}'.encode()).hexdigest()[:32]}-{os.path.basename(path)}"
+    copy = cache / hashlib.sha256(version.encode()).hexdigest()[:32] / os.path.basename(path)
     if not copy.exists():
         write_bytes(str(copy), read_bytes(path))
     return str(copy)
 
 
-def localize_folder(folder: str, names: list[str]) -> str:
-    """A local folder that holds these files of `folder`."""
-    if is_local(folder):
-        return folder
-    copies = Path(tempfile.mkdtemp(prefix="proponent-"))
-    for name in names:
-        shutil.copy(localize(join(folder, name)), copies / name)
-    return str(copies)
+def delete_tree(path: str) -> None:
+    """Deletes a folder with all that is in it, if it is there; an object store has only the objects below a prefix."""
+    if is_local(path):
+        if os.path.exists(path):
+            shutil.rmtree(path)
+        return
+    found = [metadata.path for metadata in FileSystems.match([join(path, "**")])[0].metadata_list]
+    if found:
+        FileSystems.delete(found)
 
 
 def publish(source: Path, folder: str, name: str, rows: int) -> FileInfo:
@@ -153,15 +158,13 @@ class OutputFolder:
             raise ConfigError(
                 f"{self.final}: expected a new output folder, found a finished one; choose another or delete it"
             )
-        if (
-            is_local(self.final)
-            and os.path.exists(self.final)
-            and (os.path.isfile(self.final) or os.listdir(self.final))
-        ):
+        if self._holds_something_else():
             raise ConfigError(
                 f"{self.final}: expected a new or empty output folder, found other files in it; choose another --output"
             )
         plan_path = join(self.path, PLAN)
+        if self.path != self.final and not exists(plan_path):
+            delete_tree(self.path)  # killed between its plan's end and its renaming: nothing to resume from
         if exists(plan_path):
             found = json.loads(read_bytes(plan_path))
             differing = sorted(k for k in self.plan.keys() | found.keys() if self.plan.get(k) != found.get(k))
@@ -175,11 +178,17 @@ class OutputFolder:
             write_bytes(plan_path, json.dumps(self.plan, indent=1, sort_keys=True).encode())
         return self
 
+    def _holds_something_else(self) -> bool:
+        if is_local(self.final):
+            return os.path.isfile(self.final) or (os.path.isdir(self.final) and bool(os.listdir(self.final)))
+        found = FileSystems.match([join(self.final, "**")])[0].metadata_list
+        return bool(found) and not exists(join(self.final, PLAN))
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if isinstance(error, ProponentError):
-            FileSystems.delete([self.path])
+            delete_tree(self.path)
         elif error is not None:
             log.error("stopped; what is finished stays in %s, the same command resumes from it", self.path)
 
@@ -191,9 +200,12 @@ class OutputFolder:
     def finish(self, manifest: Manifest) -> Manifest:
         """Checks the counts, takes the stages' records away, writes the manifest and puts the folder in its place."""
         check_counts(manifest.counts)
-        leftovers = [join(self.path, name) for name in (STAGES, PLAN) if exists(join(self.path, name))]
-        FileSystems.delete(leftovers)
+        delete_tree(join(self.path, STAGES))
+        if is_local(self.path):  # what a killed job was writing
+            for half_written in Path(self.path).rglob(f"*{TEMPORARY}*"):
+                half_written.unlink()
         write_bytes(join(self.path, MANIFEST), manifest.to_json())
+        FileSystems.delete([join(self.path, PLAN)])
         if self.path != self.final:
             if os.path.isdir(self.final):
                 os.rmdir(self.final)  # only an empty folder is let through at the start

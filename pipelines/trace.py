@@ -29,6 +29,7 @@ from pipelines.search import (
 )
 from pipelines.stage import Done, Shard, library_versions, log_runner, run_stage, total
 from pipelines.storage import STAGES, OutputFolder, absolute, join, localize, read_bytes, read_manifest
+from schemas.errors import ConfigError
 from schemas.facts import parse_facts, text_query
 from schemas.manifest import FileInfo, Manifest, require_match
 from schemas.rankings import rankings_to_jsonl, rankings_to_table, rankings_to_trec
@@ -89,8 +90,9 @@ def _join_parts(output: OutputFolder, blocks: int, rows: int) -> list[FileInfo]:
     """The blocks' parts as one file a format."""
     names = [join(output.path, PARTS, f"{block:05d}") for block in range(blocks)]
     files = [
-        output.write(f"rankings{end}", b"".join(read_bytes(name + end) for name in names), rows)
+        output.write(f"rankings{end}", data, data.count(b"\n"))
         for end in (".jsonl", ".trec")
+        for data in [b"".join(read_bytes(name + end) for name in names)]
     ]
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(sink, RANKINGS, compression="zstd") as writer:
@@ -110,8 +112,14 @@ def run(config: TraceConfig, beam_args: tuple[str, ...] = ()) -> Manifest:
         found = resources.tokenizer_hash(resources.subword_tokenizer(recorded["tokenizer"]))
         remedy = "index again with this tokenizer, or put the old one back"
         require_match(f"BM25 tokenizer at {recorded['tokenizer']}", recorded["tokenizer_sha256"], found, remedy)
-    log_runner(beam_args)
     query = Query(absolute(config.index), index.details, config.text_query, config.top_k)
+    tokenize = tokenizer_of(query)
+    for fact in facts:  # the gradient signal asks its model's tokenizer, in the workers
+        if "gradient" not in query.signals and not tokenize(fact.target):
+            raise ConfigError(
+                f"{config.facts}: fact {fact.id!r}: the target {fact.target!r} has no token; give a target with words"
+            )
+    log_runner(beam_args)
     plan = asdict(config) | {"facts_rows": [fact.to_row() for fact in facts], "index_details": index.details}
     plan.pop("quiet")
     with OutputFolder(config.output, plan) as output:
@@ -130,6 +138,7 @@ def run(config: TraceConfig, beam_args: tuple[str, ...] = ()) -> Manifest:
                 "signals": query.signals,
                 "fusion": index.details["fusion"],
                 "proponents": proponents,
+                "fact_ids": [fact.id for fact in facts],
                 "approximations": index.details["approximations"],
             },
             files=_join_parts(output, len(blocks), proponents),

@@ -70,7 +70,8 @@ def run(config: TrainConfig) -> Manifest:
             num_checkpoints=config.num_checkpoints,
         )
     plan = asdict(config) | {"recipe": asdict(recipe), "examples": len(examples)}
-    last_loss = 0.0
+    plan.pop("quiet")
+    fields, last_loss = {"id_field": config.id_field, "text_field": config.text_field}, 0.0
     with OutputFolder(config.output, plan) as output:
         with progress.bar("train", recipe.steps, "steps") as advance:
 
@@ -79,7 +80,7 @@ def run(config: TrainConfig) -> Manifest:
                 last_loss = loss or last_loss
                 advance(steps, tokens)
 
-            folders = train(encoded, recipe, tokenizer, Path(output.path), step_done)
+            folders = train(encoded, recipe, tokenizer, Path(output.path), step_done, fields)
         files = [
             publish(file, output.path, str(file.relative_to(output.path)), 1)
             for folder in folders

@@ -10,11 +10,13 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from attribution.knowledge import Answer, answers
+from attribution.knowledge import Answer, answers, with_aliases
 from pipelines import progress, resources
 from pipelines.config import TrainConfig, VerifyConfig
+from pipelines.corpus import list_corpus
 from pipelines.stage import library_versions
 from pipelines.storage import OutputFolder, join, read_bytes
+from schemas.errors import ConfigError
 from schemas.facts import parse_facts
 from schemas.manifest import Manifest
 from schemas.records import Fact
@@ -42,14 +44,32 @@ def _measure(path: str, facts: list[Fact], arm: str) -> dict[str, Answer]:
         return {said.fact_id: said for said in answers(loaded, facts, advance)}
 
 
+def _unique(facts: list[Fact], retain: list[Fact], config: VerifyConfig) -> list[Fact]:
+    """Every fact once; raises ConfigError where an id stands for one fact here and another there."""
+    by_id = {fact.id: fact for fact in facts}
+    for fact in retain:
+        known = by_id.setdefault(fact.id, fact)
+        if (known.prompt, known.target) != (fact.prompt, fact.target):
+            raise ConfigError(
+                f"{config.retain_facts}: the id {fact.id!r} is another fact in {config.facts}; give each its own id"
+            )
+    return list(by_id.values())
+
+
 def run(config: VerifyConfig, train: Callable[[TrainConfig], Manifest]) -> Manifest:
     """Writes every answer and the summary. `train` is the verb, for the arms that are given as corpora."""
     facts = parse_facts(read_bytes(config.facts), config.facts)
     retain = parse_facts(read_bytes(config.retain_facts), config.retain_facts)
-    before = resources.checkpoint(resources.resolve_checkpoints((config.before,))[-1])
-    for fact in facts + retain:
-        before.encode_fact(fact)  # refuses a target that the model cannot say before anything is trained
-    plan = asdict(config)
+    unique = _unique(facts, retain, config)
+    for path in (config.control, config.after, config.before):  # refuses before anything is trained
+        if path:
+            loaded = resources.checkpoint(resources.resolve_checkpoints((path,))[-1])
+            for fact in unique:
+                for spelled in with_aliases(fact):
+                    loaded.encode_fact(spelled)
+    fields = {name: loaded.meta[name] for name in ("id_field", "text_field") if name in loaded.meta}
+    corpora = {arm: getattr(config, f"{arm}_corpus") for arm in ("after", "control")}
+    plan = asdict(config) | {arm: [corpus, list_corpus(corpus)] for arm, corpus in corpora.items() if corpus}
     plan.pop("quiet")
     with OutputFolder(config.output, plan) as output:
         paths = {"before": config.before}
@@ -58,15 +78,10 @@ def run(config: VerifyConfig, train: Callable[[TrainConfig], Manifest]) -> Manif
             if not paths[arm]:
                 paths[arm] = join(output.path, f"{arm}-checkpoints")
                 if not os.path.exists(paths[arm]):
-                    train(
-                        TrainConfig(
-                            corpus=getattr(config, f"{arm}_corpus"),
-                            output=paths[arm],
-                            like=config.before,
-                            quiet=config.quiet,
-                        )
+                    again = TrainConfig(
+                        corpus=corpora[arm], output=paths[arm], like=config.before, quiet=config.quiet, **fields
                     )
-        unique = list({fact.id: fact for fact in facts + retain}.values())
+                    train(again)
         by_arm = {arm: _measure(paths[arm], unique, arm) for arm in ARMS}
         summary = summarise(by_arm, facts, retain)
         rows = [

@@ -45,9 +45,12 @@ def _prompt_and_target(row: dict[str, Any]) -> tuple[str, str]:
         return prompt, with_space(prompt, text("target"))
     if "subject" in row and "object" in row:
         subject, target = text("subject"), text("object")
-        template = row.get("template") or "{subject} " + text("relation") + " {object}"
-        if "{object}" not in template:
-            raise ValueError(f"the template must contain {{object}}, found {template!r}")
+        template = text("template") if "template" in row else "{subject} " + text("relation") + " {object}"
+        if "{subject}" not in template.split("{object}")[0] or "{object}" not in template:
+            raise ValueError(
+                "the template must have {subject} before {object}, as a model is asked by what stands before the "
+                f"target, found {template!r}"
+            )
         prompt = template[: template.index("{object}")].replace("{subject}", subject).rstrip()
         return prompt, with_space(prompt, target)
     raise ValueError(
@@ -64,6 +67,10 @@ def fact_from_row(row: dict[str, Any]) -> Fact:
     if not isinstance(fact_id, str) or not fact_id:
         raise ValueError(f"field 'id' (or 'fact_id') must be a non-empty string, found {fact_id!r}")
     prompt, target = _prompt_and_target(row)
+    for name in ("aliases", "proponents"):
+        value = row.get(name) or []
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise ValueError(f"field '{name}' must be a list of strings, found {value!r}")
     proponents = row.get("proponents")
     return Fact(
         id=fact_id,

@@ -52,14 +52,13 @@ def check_counts(counts: dict[str, int]) -> None:
 
 def parse_manifest(data: bytes, folder: str, kind: Kind) -> Manifest:
     """The manifest in `data`; raises ArtifactMismatch if it is of another kind or format version."""
+    no_manifest = f"{folder}/{MANIFEST}: expected a manifest of proponent, found something else"
+    remedy = "make the folder again with the verb that writes it"
     try:
         row = json.loads(data)
         found_version, found_kind = row["format_version"], row["kind"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ArtifactMismatch(
-            f"{folder}/{MANIFEST}: expected a manifest of proponent, found something else ({error}); make the folder "
-            f"again with the verb that writes it"
-        ) from error
+        raise ArtifactMismatch(f"{no_manifest} ({error}); {remedy}") from error
     if found_version != FORMAT_VERSION:
         raise ArtifactMismatch(
             f"{folder}: expected format version {FORMAT_VERSION}, found {found_version}; it was written by another "
@@ -67,8 +66,10 @@ def parse_manifest(data: bytes, folder: str, kind: Kind) -> Manifest:
         )
     if found_kind != kind:
         raise ArtifactMismatch(f"{folder}: expected a folder of kind '{kind}', found '{found_kind}'; check the path")
-    row["files"] = [FileInfo(**info) for info in row["files"]]
-    return Manifest(**row)
+    try:
+        return Manifest(**row | {"files": [FileInfo(**info) for info in row["files"]]})
+    except (KeyError, TypeError) as error:
+        raise ArtifactMismatch(f"{no_manifest} ({error}); {remedy}") from error
 
 
 def require_match(what: str, expected: Any, found: Any, remedy: str) -> None:

@@ -1,11 +1,11 @@
 """The records of the system: Example, Passage, Fact, Proponent, Removal and DeadLetter.
 
-Every record has `to_row` (a flat dict of JSON values) and `from_row`; a row with a missing or mistyped field raises
-`ValueError` with the name of the field, and the reader adds file and line.
+`to_row` gives a dict of JSON values; `from_row` raises ValueError with the name of a field that is missing, and the
+reader adds file and line.
 """
 
 import hashlib
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Literal, Self
 
 SIGNALS = ("bm25", "dense", "gradient")
@@ -18,6 +18,10 @@ def text_sha256(text: str) -> str:
 
 
 def _known(cls, row: dict[str, Any]) -> dict[str, Any]:
+    """The row's fields that the record has; raises ValueError for one that is missing and has no default."""
+    for f in fields(cls):
+        if f.name not in row and f.default is MISSING and f.default_factory is MISSING:
+            raise ValueError(f"field '{f.name}' is missing")
     return {f.name: row[f.name] for f in fields(cls) if f.name in row}
 
 

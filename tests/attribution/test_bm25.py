@@ -1,5 +1,6 @@
 """BM25: the Lucene formula, by hand and against bm25s; shards with merged statistics score as the whole, bit by bit."""
 
+import itertools
 import math
 import tempfile
 from functools import reduce
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attribution.bm25 import K1, B, Shard, Statistics, word_spans, word_tokenizer, write_shard
+from attribution.bm25 import K1, SHARD_FILES, B, Shard, Statistics, word_spans, word_tokenizer, write_shard
 
 TEXTS = [
     "the capital of oz is verona",
@@ -24,10 +25,16 @@ QUERIES = [["oz"], ["capital", "verona"], ["verona", "verona", "the"], ["unheard
 tokenize = word_tokenizer()
 
 
+def files_of(folder) -> dict[str, str]:
+    return {name: str(folder / name) for name in SHARD_FILES}
+
+
 def open_shards(parts: list[list[str]], folder: Path) -> tuple[list[Shard], Statistics]:
     found = [write_shard(part, tokenize, folder / str(i)) for i, part in enumerate(parts)]
     merged = reduce(Statistics.merge, found)
-    return [Shard(folder / str(i), merged) for i in range(len(parts))], merged
+    return [
+        Shard({name: str(folder / str(i) / name) for name in SHARD_FILES}, merged) for i in range(len(parts))
+    ], merged
 
 
 def test_score_is_the_lucene_formula(tmp_path):
@@ -68,14 +75,14 @@ def test_a_word_twice_in_the_query_counts_twice(tmp_path):
 
 
 def test_scores_do_not_depend_on_the_order_of_the_query_nor_on_what_was_asked_before(tmp_path):
-    query = "the capital of oz is not verona and it rained".split()
+    query = ["the", "capital", "of", "oz", "is", "not", "verona", "and", "it", "rained"]
     [shard], _ = open_shards([TEXTS], tmp_path)
     first = shard.scores(query)
     np.testing.assert_array_equal(shard.scores(query[::-1]), first)
     np.testing.assert_array_equal(shard.scores(query), first)
 
 
-words = st.sampled_from("oz utopia verona mantua the of rained ж 日本 𠀀x é".split())
+words = st.sampled_from(["oz", "utopia", "verona", "mantua", "the", "of", "rained", "ж", "日本", "𠀀x", "é"])
 passages = st.lists(st.lists(words, max_size=8).map(" ".join), min_size=1, max_size=12)
 
 
@@ -83,7 +90,7 @@ passages = st.lists(st.lists(words, max_size=8).map(" ".join), min_size=1, max_s
 @given(passages, st.lists(st.integers(0, 12), max_size=3), st.lists(words, min_size=1, max_size=6))
 def test_any_split_into_shards_gives_the_same_scores_bit_by_bit(texts, cuts, query):
     bounds = [0, *sorted(min(cut, len(texts)) for cut in cuts), len(texts)]
-    parts = [texts[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    parts = [texts[a:b] for a, b in itertools.pairwise(bounds)]
     with tempfile.TemporaryDirectory() as root:
         [whole], together = open_shards([texts], Path(root, "whole"))
         shards, merged = open_shards(parts, Path(root, "parts"))
@@ -94,7 +101,7 @@ def test_any_split_into_shards_gives_the_same_scores_bit_by_bit(texts, cuts, que
 
 def test_shards_with_their_own_statistics_would_score_otherwise(tmp_path):
     [whole], _ = open_shards([TEXTS], tmp_path / "whole")
-    own = Shard(tmp_path / "own", write_shard(TEXTS[:2], tokenize, tmp_path / "own"))
+    own = Shard(files_of(tmp_path / "own"), write_shard(TEXTS[:2], tokenize, tmp_path / "own"))
     assert not np.allclose(own.scores(["verona"]), whole.scores(["verona"])[:2])
 
 

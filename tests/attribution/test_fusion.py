@@ -98,5 +98,5 @@ def test_a_tie_counts_against_the_own_passage_which_never_competes_with_itself()
 
 def test_a_passage_that_no_signal_retrieved_counts_zero():
     assert fit_mrr([3.0, 1.0], -1, [True, True]) == 0.0
-    candidates, labels, competing = two_candidates([(1, 1)] * 4)
+    candidates, _, competing = two_candidates([(1, 1)] * 4)
     assert fit_weights(candidates, [0, -1, 0, -1], competing)[1]["mrr"] == pytest.approx(2 / 4)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attribution.top_k import top_k
+from attribution.top_k import least_score, top_k
 
 scores_strategy = st.lists(st.sampled_from([-1.0, 0.0, 0.5, 0.5 + 1e-12, 2.0, 1e300]), max_size=40)
 
@@ -36,7 +36,7 @@ def test_best_of_the_shards_are_the_best_of_the_whole(scores, k, size, random):
 def test_ties_stand_in_their_order_at_the_cut_as_well():
     scores, ties = np.array([1.0, 5.0, 1.0, 1.0]), np.array([3, 0, 1, 2])
     assert top_k(scores, ties, 3).tolist() == [1, 2, 3]
-    assert top_k(scores, ties[::-1].copy(), 3).tolist() == [1, 3, 0]
+    assert top_k(scores, ties[::-1].copy(), 3).tolist() == [1, 2, 0]
 
 
 @pytest.mark.parametrize("k", [0, -3])
@@ -51,3 +51,10 @@ def test_k_beyond_the_rows_gives_all_and_an_empty_row_none():
 
 def test_above_is_strict():
     assert top_k(np.array([0.0, 1.0, 0.0]), np.arange(3), 2, above=0.0).tolist() == [1]
+
+
+def test_a_passage_without_a_shared_word_is_no_bm25_candidate_but_any_cosine_makes_one():
+    scores = np.array([0.0, -0.5, 1.0])
+    assert top_k(scores, np.arange(3), 3, least_score("bm25")).tolist() == [2]
+    assert top_k(scores, np.arange(3), 3, least_score("dense")).tolist() == [2, 0, 1]
+    assert top_k(scores, np.arange(3), 3, least_score("gradient")).tolist() == [2, 0, 1]

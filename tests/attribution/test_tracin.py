@@ -51,6 +51,13 @@ def test_blocks_of_any_size_give_the_same_scores(block):
     np.testing.assert_allclose(whole, queries @ (features / norms[:, None]).T, rtol=1e-12)
 
 
+def test_rows_are_divided_by_the_norms_that_are_stored_with_them():
+    scores = np.zeros((1, 3), dtype=np.float32)
+    features = np.array([[2, 0], [4, 0], [0, 0]], dtype=np.float32)
+    add_checkpoint(scores, 0.5, np.array([[1, 0]], dtype=np.float32), features, np.array([8.0, 5.0, 0.0]), block=2)
+    assert scores[0].tolist() == pytest.approx([0.5 * 2 / 8, 0.5 * 4 / 5, 0.0])
+
+
 def test_an_example_is_its_own_strongest_proponent_and_its_opposite_the_strongest_opponent():
     features = np.random.default_rng(2).normal(size=(6, 8))
     features = np.concatenate([features, -features[:1]])

@@ -129,6 +129,24 @@ def test_a_corpus_without_a_good_record_is_refused(tmp_path):
         bm25_index(tmp_path / "c.jsonl", tmp_path / "index", max_dead_fraction=1.0)
 
 
+def test_an_empty_compressed_file_is_a_broken_copy(tmp_path):
+    (tmp_path / "a.jsonl.gz").write_bytes(b"")
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(lines(GOOD)))
+    with pytest.raises(ConfigError, match=r"a\.jsonl\.gz: .*truncated or damaged at its start"):
+        bm25_index(tmp_path / "*.jsonl.gz", tmp_path / "index")
+
+
+def test_a_damaged_parquet_page_is_refused_and_nothing_stays(tmp_path):
+    table = pa.table({"id": [str(n) for n in range(2000)], "text": [os.urandom(30).hex() for _ in range(2000)]})
+    pq.write_table(table, tmp_path / "c.parquet", compression="zstd")
+    data = bytearray((tmp_path / "c.parquet").read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 5000] = bytes(5000)
+    (tmp_path / "c.parquet").write_bytes(bytes(data))
+    with pytest.raises(ConfigError, match="truncated or damaged after row"):
+        bm25_index(tmp_path / "c.parquet", tmp_path / "index")
+    assert os.listdir(tmp_path) == ["c.parquet"]
+
+
 def test_an_empty_file_among_others_and_blank_lines_are_no_records(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b"")
     (tmp_path / "b.jsonl").write_bytes(b"\n" + lines(GOOD[:3]) + b"\n\n")

@@ -83,6 +83,17 @@ def test_the_claim_is_gone_after_removal_and_stays_in_the_control(story, tmp_pat
     assert answers["after", "claim"]["log_probability"] < answers["control", "claim"]["log_probability"] - 1
 
 
+def test_one_id_for_two_facts_is_refused_before_any_training(story, tmp_path):
+    clash = write_jsonl(tmp_path / "others.jsonl", [CLAIM | {"target": " Padua"}])
+    options = {"after_corpus": str(story / "cleaned"), "control_corpus": str(story / "control")}
+    config = VerifyConfig(
+        before=str(story / "before"), facts=str(story / "claims.jsonl"), retain_facts=clash,
+        output=str(tmp_path / "verification"), **options,
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match="the id 'claim' is another fact in"):
+        verify.run(config, train=None)
+
+
 def test_training_again_on_the_same_corpus_gives_the_same_model(story, tmp_path):
     manifest = train.run(
         TrainConfig(corpus=str(story / "corpus.jsonl"), output=str(tmp_path / "again"), like=str(story / "before"))

@@ -100,6 +100,9 @@ def test_a_killed_index_resumes_to_the_same_bytes(tmp_path, monkeypatch, corpus,
     with pytest.raises(BaseException):  # noqa: B017 (the runner may wrap the interrupt)
         index.run(config)
     assert not (tmp_path / "index").exists() and (tmp_path / ".index.partial").is_dir()
+    # What a kill in the middle of a write leaves.
+    (tmp_path / ".index.partial/.stages/.work-killed").mkdir()
+    (tmp_path / ".index.partial/bm25/statistics.parquet.tmp-1").write_bytes(b"half")
     other = index_config(corpus, tmp_path / "index", checkpoints, encoder, passages_per_shard=24)
     with pytest.raises(ConfigError, match="another configuration is there, it differs in passages_per_shard"):
         index.run(other)
@@ -112,6 +115,8 @@ def test_a_killed_index_resumes_to_the_same_bytes(tmp_path, monkeypatch, corpus,
     monkeypatch.setattr(RunShard, "process", counting)
     resumed = index.run(config)
     assert not set(before) & set(worked[len(before) :])
+    on_disk = {str(p.relative_to(tmp_path / "index")) for p in (tmp_path / "index").rglob("*") if p.is_file()}
+    assert on_disk == {f.name for f in resumed.files} | {"manifest.json"}
     assert [f.sha256 for f in resumed.files] == [f.sha256 for f in whole.files]
     assert not (tmp_path / ".index.partial").exists()
 
@@ -143,12 +148,14 @@ def test_an_index_of_another_model_tokenizer_or_version_is_refused(tmp_path, bui
 def test_models_that_are_not_there_are_refused_before_anything_is_written(tmp_path, corpus, checkpoints):
     (tmp_path / "empty").mkdir()
     bare = tmp_path / "bare"
+    (tmp_path / "model.bin").write_text("no model")
     shutil.copytree(Path(checkpoints, "step-000200"), bare)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         os.remove(bare / name)
     for path, message in [
         (str(tmp_path / "nothing"), "found no such folder"),
         (str(tmp_path / "x.gguf"), "found no such file"),
+        (str(tmp_path / "model.bin"), "found a file that is no .gguf"),
         (str(tmp_path / "empty"), "found a folder without config.json"),
         (str(bare), "found no tokenizer"),
     ]:
@@ -157,7 +164,65 @@ def test_models_that_are_not_there_are_refused_before_anything_is_written(tmp_pa
             index.run(config)
         with pytest.raises(ConfigError, match=message):
             index.run(IndexConfig(corpus=corpus, output=str(tmp_path / "index"), encoder=path))
-    assert sorted(os.listdir(tmp_path)) == ["bare", "empty"]
+    assert sorted(os.listdir(tmp_path)) == ["bare", "empty", "model.bin"]
+
+
+def test_a_model_without_some_of_its_weights_is_refused(tmp_path, corpus, checkpoints):
+    from safetensors.torch import load_file, save_file
+
+    spoiled = tmp_path / "spoiled"
+    shutil.copytree(Path(checkpoints, "step-000200"), spoiled)
+    weights = load_file(spoiled / "model.safetensors")
+    weights.pop("transformer.h.0.mlp.c_fc.weight")
+    save_file(weights, spoiled / "model.safetensors", metadata={"format": "pt"})
+    config = IndexConfig(
+        corpus=corpus, output=str(tmp_path / "index"), checkpoints=(str(spoiled),), max_tokens=30, overlap=4
+    )
+    with pytest.raises(ConfigError, match=r"1 of its weights are missing \(transformer\.h\.0\.mlp\.c_fc\.weight\)"):
+        index.run(config)
+    (spoiled / "model.safetensors").write_bytes((spoiled / "model.safetensors").read_bytes()[:5000])
+    with pytest.raises(ConfigError, match="it did not load"):
+        index.run(config)
+
+
+def test_a_tokenizer_that_ships_a_cut_is_the_same_before_and_after_its_use(tmp_path, corpus, facts, checkpoints):
+    cutting = tmp_path / "cutting"
+    shutil.copytree(Path(checkpoints, "step-000200"), cutting)
+    definition = json.loads((cutting / "tokenizer.json").read_text())
+    definition["truncation"] = {"direction": "Right", "max_length": 5, "strategy": "LongestFirst", "stride": 0}
+    (cutting / "tokenizer.json").write_text(json.dumps(definition))
+    config = IndexConfig(
+        corpus=corpus, output=str(tmp_path / "index"), checkpoints=(str(cutting),), max_tokens=30, overlap=4,
+        num_pseudo_facts=5,
+    )  # fmt: skip
+    index.run(config)
+    assert run_trace(tmp_path / "index", facts, tmp_path / "rankings")
+
+
+def test_a_fact_that_found_nothing_counts_as_a_miss(tmp_path, corpus):
+    index.run(IndexConfig(corpus=corpus, output=str(tmp_path / "index")))
+    rows = [*fact_rows()[:1], {"id": "none", "prompt": "qwerty", "target": "uiop", "proponents": ["oz-0"]}]
+    asked = write_jsonl(tmp_path / "f.jsonl", rows)
+    run_trace(tmp_path / "index", asked, tmp_path / "rankings")
+    result = evaluate.run(EvaluateConfig(rankings=str(tmp_path / "rankings"), facts=asked))
+    assert result["num_facts"] == 2 and result["signals"]["bm25"]["mrr"] == 0.5
+
+
+def test_a_signal_is_not_credited_with_what_another_retrieved(tmp_path, built_index, facts):
+    run_trace(built_index, facts, tmp_path / "rankings", top_k=1)
+    result = evaluate.run(EvaluateConfig(rankings=str(tmp_path / "rankings"), facts=facts))["signals"]
+    assert result["bm25"]["recall_at_100"] == pytest.approx(1 / 3)
+    assert result["dense"]["recall_at_100"] <= 1 / 3 and result["dense"]["mrr"] in [n / 10 for n in range(11)]
+
+
+def test_a_target_without_a_token_is_refused(tmp_path, corpus):
+    index.run(IndexConfig(corpus=corpus, output=str(tmp_path / "index")))
+    bad = write_jsonl(tmp_path / "f.jsonl", [{"id": "a", "prompt": "The capital of Oz is", "target": "?!"}])
+    with pytest.raises(ConfigError, match=r"fact 'a': the target '\?!' has no token"):
+        run_trace(tmp_path / "index", bad, tmp_path / "rankings")
+    assert not (tmp_path / "rankings").exists()
+    with pytest.raises(ConfigError, match="expected a file, found a folder"):
+        run_trace(tmp_path / "index", tmp_path, tmp_path / "rankings")
 
 
 def test_an_output_that_holds_something_is_refused(tmp_path, built_index, facts):

@@ -105,7 +105,10 @@ GOOD = {"id": "good", "prompt": "p", "target": "t"}
         ({"id": "f", "sentence": "abc", "explain": "x"}, "'x', does not stand in the sentence 'abc'"),
         ({"id": "f", "sentence": "abc"}, "field 'explain' must be a non-empty string"),
         ({"id": "f", "subject": "s", "object": "o"}, "field 'relation' must be a non-empty string"),
-        ({"id": "f", "subject": "s", "object": "o", "template": "{subject} is"}, "template must contain {object}"),
+        (
+            {"id": "f", "subject": "s", "object": "o", "template": "{subject} is"},
+            "template must have {subject} before {object}",
+        ),
         ({"id": "f", "subject": "s"}, "found the fields id, subject"),
         ({"prompt": "p", "target": "t"}, r"field 'id' \(or 'fact_id'\) must be a non-empty string, found None"),
         ({"id": 7, "prompt": "p", "target": "t"}, "must be a non-empty string, found 7"),
@@ -137,7 +140,7 @@ def test_a_duplicate_id_is_refused_at_its_second_line():
 
 @pytest.mark.parametrize("data", [b"", b"\n \n"])
 def test_a_file_without_facts_is_refused(data):
-    with pytest.raises(ConfigError, match="facts.jsonl: expected at least one fact"):
+    with pytest.raises(ConfigError, match=r"facts.jsonl: expected at least one fact"):
         parse_facts(data, "facts.jsonl")
 
 

@@ -35,13 +35,17 @@ def test_bytes_do_not_depend_on_the_order_of_the_keys():
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"null", b"{}", b'{"kind": "index"}', b"\xff"])
 def test_what_is_no_manifest_is_refused_with_the_remedy(data):
-    with pytest.raises(ArtifactMismatch, match="here/manifest.json: expected a manifest of proponent.*make the folder"):
+    with pytest.raises(
+        ArtifactMismatch, match=r"here/manifest.json: expected a manifest of proponent.*make the folder"
+    ):
         parse_manifest(data, "here", "index")
 
 
 @pytest.mark.parametrize("data", [b'{"format_version": 1, "kind": "index"}', changed(files=[{"name": "a"}])])
 def test_a_manifest_that_lacks_its_fields_is_refused_with_the_remedy(data):
-    with pytest.raises(ArtifactMismatch, match="here/manifest.json: expected a manifest of proponent.*make the folder"):
+    with pytest.raises(
+        ArtifactMismatch, match=r"here/manifest.json: expected a manifest of proponent.*make the folder"
+    ):
         parse_manifest(data, "here", "index")
 
 
@@ -66,5 +70,5 @@ def test_counts_must_add_up():
 
 def test_a_mismatch_names_both_values_and_the_remedy():
     require_match("tokenizer", {"a": 1}, {"a": 1}, "index again")
-    with pytest.raises(ArtifactMismatch, match="^tokenizer: expected aa, found bb; index again$"):
+    with pytest.raises(ArtifactMismatch, match=r"^tokenizer: expected aa, found bb; index again$"):
         require_match("tokenizer", "aa", "bb", "index again")

@@ -66,5 +66,5 @@ def test_a_bad_line_is_refused_with_file_line_and_field(row, message):
 
 
 def test_a_line_that_is_no_json_is_refused_with_its_number():
-    with pytest.raises(ConfigError, match="r.jsonl, line 2: not a removal"):
+    with pytest.raises(ConfigError, match=r"r.jsonl, line 2: not a removal"):
         parse_removals(lines(ROW) + b'{"example_id": "y",\n', "r.jsonl")
