@@ -70,7 +70,8 @@ class Checkpoint:
                 f"fact {fact.id!r}: {len(encoded['input_ids'])} tokens, but {self.path} takes {self.max_tokens}; "
                 "shorten the prompt"
             )
-        return TokenizedFact(list(encoded["input_ids"]), max(starts[0], 1))
+        # A tokenizer may end every text with EOS, which nobody asked the model to say.
+        return TokenizedFact(list(encoded["input_ids"][: starts[-1] + 1]), max(starts[0], 1))
 
 
 def _refuse(path: str, reason: str) -> ConfigError:
@@ -125,7 +126,7 @@ def load_pretrained(auto_class: Any, path: str) -> Any:
         raise _refuse(path, "found a folder without config.json")
     try:
         model, loading = auto_class.from_pretrained(name, dtype=torch.float32, output_loading_info=True, **gguf)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise _refuse(path, f"it did not load ({str(error).splitlines()[0]})") from error
     missing = sorted(key for key in loading["missing_keys"] if "pooler" not in key)
     missing += sorted(str(key) for key in loading.get("mismatched_keys", ()))

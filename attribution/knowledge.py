@@ -43,6 +43,8 @@ def _target_score(checkpoint: Checkpoint, fact: Fact) -> tuple[bool, float]:
 def greedy_continuation(checkpoint: Checkpoint, prompt: str, max_new_tokens: int = 8) -> str:
     """What the model says after the prompt, token by token the most probable, up to its end of text."""
     tokens = list(checkpoint.tokenizer(prompt).input_ids)
+    if len(tokens) > 1 and tokens[-1] == checkpoint.tokenizer.eos_token_id:
+        tokens.pop()  # a tokenizer may end every text with EOS; the prompt goes on
     start = len(tokens)
     while len(tokens) < min(start + max_new_tokens, checkpoint.max_tokens):
         logits = checkpoint.model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0, -1]

@@ -9,8 +9,8 @@ import numpy as np
 
 def checkpoint_weights(learning_rates: list[float | None]) -> tuple[list[float], bool]:
     """(weights that sum to 1, whether they are equal because a checkpoint's learning rate is not recorded)."""
-    rates = [rate for rate in learning_rates if rate]
-    if len(rates) < len(learning_rates):
+    rates = [rate for rate in learning_rates if rate is not None]
+    if len(rates) < len(learning_rates) or not sum(rates):
         return [1.0 / len(learning_rates)] * len(learning_rates), True
     return [rate / sum(rates) for rate in rates], False
 

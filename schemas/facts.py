@@ -15,15 +15,18 @@ from schemas.errors import ConfigError
 from schemas.records import Fact
 
 
+def _without_spaces(character: str) -> bool:
+    """Whether the character's script puts no space between words: CJK, but not Hangul."""
+    return ord(character) >= 0x2E80 and not 0xAC00 <= ord(character) <= 0xD7AF
+
+
 def with_space(prompt: str, target: str) -> str:
-    """The target with the space that belongs between two words, unless there is one or the script has none (CJK)."""
-    if not prompt or not target:
+    """The target with the space that belongs between two words, unless there is one or the script has none."""
+    if not prompt or not target or _without_spaces(prompt[-1]) or _without_spaces(target[0]):
         return target
-    last, first = prompt[-1], target[0]
-    spaced_script = ord(last) < 0x2E80 and ord(first) < 0x2E80
-    if spaced_script and not last.isspace() and (first.isalnum() or first in "\"'(“‘"):
-        return " " + target
-    return target
+    word_ends = prompt[-1].isalnum() or prompt[-1] in ".,;:!?)]’”%"
+    word_begins = target[0].isalnum() or target[0] in "\"'(“‘$€£#@+-−"
+    return " " + target if word_ends and word_begins else target
 
 
 def _prompt_and_target(row: dict[str, Any]) -> tuple[str, str]:
@@ -31,6 +34,7 @@ def _prompt_and_target(row: dict[str, Any]) -> tuple[str, str]:
         value = row.get(name)
         if not isinstance(value, str) or not value.strip():
             raise ValueError(f"field '{name}' must be a non-empty string, found {value!r}")
+        value.encode()  # a lone surrogate is no text: UnicodeEncodeError is a ValueError
         return value
 
     if "sentence" in row or "explain" in row:
@@ -69,8 +73,8 @@ def fact_from_row(row: dict[str, Any]) -> Fact:
     prompt, target = _prompt_and_target(row)
     for name in ("aliases", "proponents"):
         value = row.get(name) or []
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise ValueError(f"field '{name}' must be a list of strings, found {value!r}")
+        if not isinstance(value, list) or not all(isinstance(item, str) and item.strip() for item in value):
+            raise ValueError(f"field '{name}' must be a list of strings that are not empty, found {value!r}")
     proponents = row.get("proponents")
     return Fact(
         id=fact_id,

@@ -1,5 +1,11 @@
 """The tiny models on disk, made once."""
 
+import os
+
+# Before torch is imported: tiny models gain nothing from threads; with `-n 2` on two cores two threads a worker took
+# 202 s where one took 26 (once each, on a shared machine).
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import transformers
 

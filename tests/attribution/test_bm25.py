@@ -134,6 +134,7 @@ def test_a_shard_without_words_scores_zero(texts, tmp_path):
 def test_the_same_texts_give_the_same_bytes(tmp_path):
     for name in ("a", "b"):
         write_shard(TEXTS, tokenize, tmp_path / name)
+    assert {file.name for file in (tmp_path / "a").iterdir()} == set(SHARD_FILES)
     for file in (tmp_path / "a").iterdir():
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from attribution.checkpoint import (
     CHECKPOINT_JSON,
@@ -165,6 +166,38 @@ def test_a_folder_without_weights_is_refused(tiny_paths, tmp_path):
     for file in Path(tmp_path / "copy").glob("*.safetensors"):
         file.unlink()
     with pytest.raises(ConfigError, match=r"model .*copy: expected .*; it did not load \(.+\); check the path"):
+        load_checkpoint(str(tmp_path / "copy"))
+
+
+def drop_a_weight(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def cut_the_file(folder: Path) -> None:
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
+
+
+def change_a_shape(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 28}))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (drop_a_weight, r"1 of its weights are missing \(model.layers.1.mlp.up_proj.weight\)"),
+        (cut_the_file, "it did not load"),
+        (change_a_shape, ""),
+    ],
+)
+def test_weights_that_do_not_fill_the_model_are_refused_and_never_random(tiny_paths, tmp_path, spoil, reason):
+    shutil.copytree(tiny_paths["llama"], tmp_path / "copy")
+    load_checkpoint(str(tmp_path / "copy"))
+    spoil(tmp_path / "copy")
+    with pytest.raises(ConfigError, match=rf"model .*copy: expected .*; .*{reason}.*; check the path"):
         load_checkpoint(str(tmp_path / "copy"))
 
 

@@ -155,12 +155,14 @@ def test_checkpoints_are_spread_evenly_and_the_last_is_the_end(steps, checkpoint
 
 
 def test_a_checkpoint_holds_its_recipe_and_what_attribution_reads(tmp_path):
-    folders = train(EXAMPLES, tiny.RECIPE, TOKENIZER, tmp_path)
+    noted = {"corpus": "c.jsonl", "step": -1}  # a note cannot stand for what was done
+    folders = train(EXAMPLES, tiny.RECIPE, TOKENIZER, tmp_path, noted=noted)
     assert [folder.name for folder in folders] == ["step-000003", "step-000006"]
     meta = json.loads((folders[-1] / "checkpoint.json").read_text())
     assert Recipe(**meta.pop("recipe")) == tiny.RECIPE
     rate = tiny.RECIPE.rate(5)
-    assert meta == {"step": 6, "learning_rate": rate, "beta2": 0.99, "eps": 1e-8, "add_eos": True}
+    own = {"step": 6, "learning_rate": rate, "beta2": 0.99, "eps": 1e-8, "add_eos": True}
+    assert meta == {"corpus": "c.jsonl", **own}
     loaded = load_checkpoint(str(folders[-1]))
     assert loaded.encode_example(tiny.TEXTS[0]) == EXAMPLES[0][1]
     assert (loaded.step, loaded.learning_rate) == (6, rate)

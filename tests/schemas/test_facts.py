@@ -109,6 +109,9 @@ GOOD = {"id": "good", "prompt": "p", "target": "t"}
             {"id": "f", "subject": "s", "object": "o", "template": "{subject} is"},
             "template must have {subject} before {object}",
         ),
+        ({"id": "f", "subject": "s", "object": "o", "template": "{object} is {subject}"}, "{subject} before {object}"),
+        ({"id": "f", "subject": "s", "object": "o", "template": "it is {object}"}, "found 'it is {object}'"),
+        ({"id": "f", "subject": "s", "object": "o", "template": 7}, "field 'template' must be a non-empty string"),
         ({"id": "f", "subject": "s"}, "found the fields id, subject"),
         ({"prompt": "p", "target": "t"}, r"field 'id' \(or 'fact_id'\) must be a non-empty string, found None"),
         ({"id": 7, "prompt": "p", "target": "t"}, "must be a non-empty string, found 7"),
@@ -151,3 +154,17 @@ def test_text_query_takes_subject_and_object_where_both_are_there():
     assert text_query(bare, "auto") == "p is t"
     with pytest.raises(ConfigError, match="fact 'g': --text_query subject_object needs its subject and object"):
         text_query(bare, "subject_object")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "target", "joined"),
+    [
+        ("It cost", "$5", "It cost $5"),
+        ('He said "', "hi", 'He said "hi'),
+        ("수도는", "서울", "수도는 서울"),
+        ("首都是", "巴黎", "首都是巴黎"),
+        ("It ends", ".", "It ends."),
+    ],
+)
+def test_the_space_between_prompt_and_target_is_the_script_s(prompt, target, joined):
+    assert prompt + with_space(prompt, target) == joined
