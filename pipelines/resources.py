@@ -15,7 +15,7 @@ from attribution.embedding import Encoder, load_encoder
 from attribution.gradients import FeatureExtractor
 from attribution.passages import Spans
 from attribution.projection import Projection
-from pipelines.storage import absolute, exists, join
+from pipelines.storage import absolute, exists, join, read_manifest
 from schemas.errors import ArtifactMismatch, ConfigError
 from schemas.manifest import MANIFEST, require_match
 
@@ -44,8 +44,6 @@ def resolve_checkpoints(paths: tuple[str, ...]) -> tuple[str, ...]:
     found: list[str] = []
     for path in paths:
         if exists(join(path, MANIFEST)):
-            from pipelines.storage import read_manifest
-
             manifest = read_manifest(path, "checkpoints")
             found += [absolute(join(path, name)) for name in manifest.details["checkpoints"]]
         else:

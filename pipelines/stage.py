@@ -23,7 +23,7 @@ from apache_beam.options.pipeline_options import PipelineOptions, StandardOption
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from pipelines.storage import STAGES, OutputFolder, exists, is_local, join, publish, read_bytes, write_bytes
-from schemas.errors import EXIT_CODES, ProponentError
+from schemas.errors import ERRORS_BY_NAME, ProponentError
 from schemas.manifest import FileInfo
 
 log = logging.getLogger(__name__)
@@ -134,7 +134,7 @@ def run_stage(
             raise RuntimeError(f"stage {stage}: the runner ended, but shard {shard.name} has no record")
         if "error" in row:
             kind, message = row["error"]
-            raise EXIT_CODES.get(kind, ProponentError)(message)
+            raise ERRORS_BY_NAME.get(kind, ProponentError)(message)
         files = [FileInfo(**info) for info in row["files"]]
         records.append(ShardRecord(row["shard"], row["counts"], files, row["facts"]))
     return records

@@ -25,4 +25,4 @@ class FailureBudgetExceeded(ProponentError):
     exit_code = 4
 
 
-EXIT_CODES = {error.__name__: error for error in (ConfigError, ArtifactMismatch, FailureBudgetExceeded)}
+ERRORS_BY_NAME = {error.__name__: error for error in (ConfigError, ArtifactMismatch, FailureBudgetExceeded)}

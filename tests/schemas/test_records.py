@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 
-from schemas.errors import EXIT_CODES, ProponentError
+from schemas.errors import ERRORS_BY_NAME, ProponentError
 from schemas.records import DeadLetter, Proponent, text_sha256
 
 ROW = Proponent("f", 1, 0.5, "z", 0, 4, {"bm25": 1.0}, "text", "src", "ab", 0.25).to_row()
@@ -33,6 +33,6 @@ def test_a_dead_letter_row_holds_place_step_and_reason():
 
 
 def test_each_error_has_its_own_exit_code_that_is_no_success():
-    codes = [error.exit_code for error in EXIT_CODES.values()]
+    codes = [error.exit_code for error in ERRORS_BY_NAME.values()]
     assert len(set(codes)) == len(codes) == 3
     assert not {0, ProponentError.exit_code} & set(codes)
