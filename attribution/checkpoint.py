@@ -1,15 +1,16 @@
-"""Checkpoints: a causal language model with its tokenizer, learning rate and step, and how text becomes tokens for it.
+"""Checkpoints: a language model with its tokenizer, learning rate and step.
 
 Reads a Hugging Face name, a folder, or a path that ends in .gguf. Our own folders also hold `checkpoint.json` (step,
 learning rate, special tokens, the recipe) and `optimizer.safetensors` (Adam's second moments by parameter name).
 """
 
+import contextlib
 import hashlib
 import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,6 +23,29 @@ from schemas.records import Fact
 
 CHECKPOINT_JSON = "checkpoint.json"
 OPTIMIZER = "optimizer.safetensors"
+ADAPTER = "adapter_config.json"
+Kind = Literal["causal", "seq2seq", "masked"]
+# Families whose gradients are compared with a float64 oracle in tests/attribution/test_families.py; no other is taken.
+FAMILIES: dict[str, Kind] = {
+    "gpt2": "causal",
+    "llama": "causal",
+    "mistral": "causal",
+    "qwen2": "causal",
+    "qwen3": "causal",
+    "gpt_neox": "causal",
+    "opt": "causal",
+    "mixtral": "causal",
+    "qwen3_moe": "causal",
+    "t5": "seq2seq",
+    "bert": "masked",
+    "roberta": "masked",
+}
+MODEL_CLASSES = {
+    "causal": transformers.AutoModelForCausalLM,
+    "seq2seq": transformers.AutoModelForSeq2SeqLM,
+    "masked": transformers.AutoModelForMaskedLM,
+}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -34,7 +58,11 @@ class TokenizedFact:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A loaded model. `learning_rate` is None where none was recorded; `max_tokens` is the context length."""
+    """A loaded model, frozen. `learning_rate` is None where none was recorded; `max_tokens` is the context length.
+
+    `trainable` names the parameters that training moves: all, or those of an adapter. Under `dtype` bfloat16 the
+    matrix products run in it, while the residual stream and the norms stay in float32.
+    """
 
     path: str
     model: transformers.PreTrainedModel
@@ -43,13 +71,35 @@ class Checkpoint:
     learning_rate: float | None
     step: int | None
     max_tokens: int
+    kind: Kind = "causal"
+    trainable: frozenset[str] = frozenset()
+    dtype: torch.dtype = torch.float32
 
-    def encode_example(self, text: str) -> list[int]:
-        """Token ids as in training: the tokenizer's own special tokens, and EOS where the training used one."""
-        tokens = self.tokenizer(text).input_ids
-        if self.meta.get("add_eos") and self.tokenizer.eos_token_id is not None:
-            tokens = [*tokens, self.tokenizer.eos_token_id]
-        return tokens[: self.max_tokens]
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def adds_eos(self) -> bool:
+        """Whether the training put EOS after each example, beside the tokenizer's own special tokens."""
+        return bool(self.meta.get("add_eos")) and self.tokenizer.eos_token_id is not None
+
+    @property
+    def decoder_start(self) -> int:
+        return self.model.config.decoder_start_token_id
+
+    def token(self, text: str) -> int:
+        """The id of a token of the vocabulary. Raises ConfigError if there is no such token."""
+        found = self.tokenizer.convert_tokens_to_ids(text)
+        if found is None or found == self.tokenizer.unk_token_id:
+            raise ConfigError(f"model {self.path}: expected the token {text} in its vocabulary, found none")
+        return found
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """The context of a forward pass: products in bfloat16 where that was asked."""
+        if self.dtype == torch.bfloat16:
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return contextlib.nullcontext()
 
     def encode_fact(self, fact: Fact) -> TokenizedFact:
         """Tokens of prompt + target, cut where the target begins; a token across the border counts as the target's.
@@ -115,6 +165,11 @@ def load_tokenizer(path: str) -> transformers.PreTrainedTokenizerFast:
     return tokenizer
 
 
+def _require_config(path: str, name: str, gguf: dict[str, str]) -> None:
+    if os.path.isdir(name) and not gguf and not (Path(name) / "config.json").is_file():
+        raise _refuse(path, "found a folder without config.json")
+
+
 def load_pretrained(auto_class: Any, path: str) -> Any:
     """The model at `path` in float32, in evaluation mode, every parameter frozen. No remote code is run.
 
@@ -122,8 +177,7 @@ def load_pretrained(auto_class: Any, path: str) -> Any:
     pooler, which mean pooling does not use).
     """
     name, gguf = pretrained_arguments(path)
-    if os.path.isdir(name) and not gguf and not (Path(name) / "config.json").is_file():
-        raise _refuse(path, "found a folder without config.json")
+    _require_config(path, name, gguf)
     try:
         model, loading = auto_class.from_pretrained(name, dtype=torch.float32, output_loading_info=True, **gguf)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -147,21 +201,93 @@ def read_meta(path: str) -> dict[str, Any]:
     return {}
 
 
-def load_checkpoint(path: str) -> Checkpoint:
-    """The model at `path`, frozen, in float32, with its tokenizer. Raises ConfigError if either is not there."""
-    model = load_pretrained(transformers.AutoModelForCausalLM, path)
-    tokenizer = load_tokenizer(path)
+def choose_device(name: str) -> torch.device:
+    """`auto` is a GPU where there is one. Raises ConfigError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"--device: expected auto or cpu, as this machine has no CUDA device, found {name!r}")
+    return torch.device(name)
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies in bfloat16 by itself (elsewhere it is emulated, and slower than float32)."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def model_family(path: str) -> str:
+    """The `model_type` of the model at `path`. Raises ConfigError for a family that no oracle has confirmed."""
+    name, gguf = pretrained_arguments(path)
+    _require_config(path, name, gguf)
+    try:
+        config = transformers.AutoConfig.from_pretrained(name, **gguf)
+    except (OSError, ValueError) as error:
+        raise _refuse(path, f"its config did not load ({str(error).splitlines()[0]})") from error
+    if config.model_type not in FAMILIES:
+        raise ConfigError(
+            f"model {path}: expected a family whose gradients are tested ({', '.join(sorted(FAMILIES))}), found "
+            f"{config.model_type!r}; index without the gradient signal (--signals bm25,dense)"
+        )
+    return config.model_type
+
+
+def _load_adapter(path: str, base: str, family: str) -> tuple[transformers.PreTrainedModel, frozenset[str]]:
+    """The base model with the adapter on it, and the adapter's parameters. Raises ConfigError without `peft`."""
+    try:
+        import peft
+    except ImportError as error:
+        raise _refuse(path, "found an adapter, which needs the package peft (pip install 'proponent[peft]')") from error
+    model = load_pretrained(MODEL_CLASSES[FAMILIES[family]], base)
+    config = peft.PeftConfig.from_pretrained(path)
+    config.inference_mode = False  # a saved adapter says otherwise, and nothing of it would be trainable
+    model = peft.PeftModel(model, config)
+    missing = model.load_adapter(path, "default", is_trainable=True).missing_keys
+    if missing:  # they would stay at their random start
+        raise _refuse(path, f"{len(missing)} of the adapter's weights are missing ({', '.join(missing[:3])})")
+    trainable = frozenset(name for name, p in model.named_parameters() if p.requires_grad)
+    return model.eval().requires_grad_(False), trainable
+
+
+def in_bfloat16(model: torch.nn.Module) -> None:
+    """Keeps the matrices of linear layers in bfloat16, so that no pass casts them anew; a tie to an embedding ends."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear | transformers.pytorch_utils.Conv1D):
+            module.weight = torch.nn.Parameter(module.weight.to(torch.bfloat16), requires_grad=False)
+
+
+def load_checkpoint(path: str, dtype: str = "float32", device: str = "cpu") -> Checkpoint:
+    """The model at `path`, frozen, with its tokenizer. Raises ConfigError if either is not there or not fit for use."""
+    place = choose_device(device)
+    if dtype == "bfloat16" and not has_bfloat16(place):
+        raise ConfigError(f"--dtype: expected float32, as {place} has no bfloat16 arithmetic, found 'bfloat16'")
+    adapter = (Path(path) / ADAPTER).is_file()
+    base = json.loads((Path(path) / ADAPTER).read_text())["base_model_name_or_path"] if adapter else path
+    family = model_family(base)
+    if adapter:
+        model, trainable = _load_adapter(path, base, family)
+    else:
+        model = load_pretrained(MODEL_CLASSES[FAMILIES[family]], path)
+        trainable = frozenset(name for name, _ in model.named_parameters())
+    tokenizer = load_tokenizer(path if not adapter or (Path(path) / "tokenizer.json").is_file() else base)
     model.config.use_cache = False
     meta = read_meta(path)
     limits = [getattr(model.config, "max_position_embeddings", None), tokenizer.model_max_length]
+    limit = int(min(limit for limit in limits if limit))
+    if family == "roberta":  # its positions begin after the padding's
+        limit = min(limit, model.config.max_position_embeddings - model.config.pad_token_id - 1)
     return Checkpoint(
         path=path,
-        model=model,
+        model=model.to(place),
         tokenizer=tokenizer,
         meta=meta,
         learning_rate=meta.get("learning_rate"),
         step=meta.get("step"),
-        max_tokens=int(min(limit for limit in limits if limit)),
+        max_tokens=limit,
+        kind=FAMILIES[family],
+        trainable=trainable,
+        dtype=DTYPES[dtype],
     )
 
 

@@ -1,151 +1,176 @@
-"""Projected per-example gradients of a causal language model's loss, without forming a gradient.
+"""Projected per-example gradients of a language model's loss, without forming a gradient.
 
-For a linear map with input `a_t` and output gradient `d_t`, the gradient of an example is `G = sum_t d_t a_t^T`; its
-feature is `sum_t (P_o R d_t)(P_i C a_t)^T` per module (design of LoGra, arXiv 2405.13954). The weights are frozen, so
-only activation gradients flow: forward 2N + backward 2N FLOPs a token against the 6N of a training step.
+For a weight with input `a_t` and output gradient `d_t`, an example's gradient is `G = sum_t d_t a_t^T`; its feature is
+`sum_t (P_o R d_t)(P_i C a_t)^T` per layer (LoGra, arXiv 2405.13954; TrackStar, arXiv 2410.17413). An embedding is a
+layer whose inputs are one-hot, a tied weight one layer with two uses, fused experts one matrix of all their rows.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
-import transformers
-from torch.nn import functional
 
-from attribution.checkpoint import Checkpoint, second_moments
-from attribution.preconditioner import adam_scales
+from attribution.backward import Backward, probe_sequences, token_batches
+from attribution.checkpoint import Checkpoint, in_bfloat16
+from attribution.layers import Layer, tracked_layers
 from attribution.projection import Projection
+from attribution.sequences import Sequence
 from schemas.errors import ConfigError
 
-
-@dataclass(frozen=True)
-class Sequence:
-    """Tokens of one example or query; the loss is the sum over the tokens from `loss_start` (at least 1) on."""
-
-    tokens: list[int]
-    loss_start: int = 1
+Scales = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
-def linear_modules(model: transformers.PreTrainedModel) -> dict[str, torch.nn.Module]:
-    """The tracked layers by name: every nn.Linear and GPT-2 Conv1D but the output head (tied to the embedding)."""
-    head = model.get_output_embeddings()
-    kinds = (torch.nn.Linear, transformers.pytorch_utils.Conv1D)
-    return {name: m for name, m in model.named_modules() if isinstance(m, kinds) and m is not head}
+class _Projected:
+    """The consumer that makes features. A layer's two sides are matrices `[out, p]` and `[in, p]`."""
 
+    def __init__(self, sides: dict[Layer, tuple[torch.Tensor, torch.Tensor]], exact: torch.dtype):
+        self.sides, self.exact = sides, exact
+        self.parts: dict[Layer, torch.Tensor] = {}
+        # Layers found to read one input (q, k, v) share one product with their right sides, made at the first.
+        self._readers: dict[Layer, list[Layer]] = {}
+        self._joined: dict[Layer, torch.Tensor] = {}
+        self._last: tuple[torch.Tensor | None, Layer | None, dict[Layer, torch.Tensor]] = (None, None, {})
 
-def weight_shape(module: torch.nn.Module) -> tuple[int, int]:
-    """(out, in) of a layer; Conv1D stores its weight as [in, out]."""
-    shape = tuple(module.weight.shape)
-    return shape if isinstance(module, torch.nn.Linear) else shape[::-1]
+    def begin(self) -> None:
+        self.parts, self._last = {}, (None, None, {})
 
+    def take_input(self, layer: Layer, part: int, a: torch.Tensor) -> torch.Tensor:
+        last, first, made = self._last
+        if a is last and layer in made:
+            return made[layer]
+        if a is last and first is not None:  # met for the first time: from now on it is made with the first
+            self._readers.setdefault(first, [first]).append(layer)
+            self._joined[first] = torch.cat([self.sides[reader][1] for reader in self._readers[first]], dim=1)
+            return a @ self.sides[layer][1]
+        if layer in self._joined:
+            readers = self._readers[layer]
+            pieces = (a @ self._joined[layer]).split([self.sides[reader][1].shape[1] for reader in readers], dim=-1)
+            self._last = (a, layer, dict(zip(readers, pieces, strict=True)))
+            return pieces[0]
+        self._last = (a, layer, {})
+        return a @ self.sides[layer][1]
 
-def token_batches(lengths: list[int], budget: int) -> Iterator[list[int]]:
-    """Positions in batches of at most `budget` padded tokens (one sequence at least), from the shortest up.
+    def take_gradient(self, layer: Layer, part: int, taken: torch.Tensor, d: torch.Tensor) -> None:
+        left = self.sides[layer][0]
+        if d.shape[-1] != len(left):  # one expert's rows of the fused weight
+            left = left[part * d.shape[-1] : (part + 1) * d.shape[-1]]
+        self._add(layer, d @ left, taken)
 
-    Cut from these lengths alone, so that a shard gives the same batches wherever it runs.
-    """
-    batch: list[int] = []
-    for position in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
-        if batch and (len(batch) + 1) * lengths[position] > budget:
-            yield batch
-            batch = []
-        batch.append(position)
-    if batch:
-        yield batch
+    def take_embedding(self, layer: Layer, tokens: torch.Tensor, d: torch.Tensor) -> None:
+        left, right = self.sides[layer]
+        self._add(layer, left[tokens], d.to(right.dtype) @ right)
+
+    def _add(self, layer: Layer, left: torch.Tensor, right: torch.Tensor) -> None:
+        product = (left.transpose(1, 2).to(self.exact) @ right.to(self.exact)).flatten(1)
+        self.parts[layer] = self.parts[layer] + product if layer in self.parts else product
 
 
 class FeatureExtractor:
-    """Features of sequences for one checkpoint; hooks stand on the model for the extractor's life."""
+    """Features of sequences for one checkpoint.
 
-    def __init__(self, checkpoint: Checkpoint, projection: Projection, batch_tokens: int = 2048):
-        self.checkpoint = checkpoint
-        self.batch_tokens = batch_tokens
-        self.modules = linear_modules(checkpoint.model)
-        if not self.modules:
-            raise ConfigError(f"model {checkpoint.path}: expected linear layers to track, found none of a known kind")
-        self._inputs: dict[str, torch.Tensor] = {}
-        self._features: dict[str, torch.Tensor] = {}
-        moments = second_moments(checkpoint.path)
-        self.optimizer_corrected = bool(moments)
-        self._sides = {}
-        for name, module in self.modules.items():
-            out, size = weight_shape(module)
-            left, right = projection.matrix(name, "out", out), projection.matrix(name, "in", size)
-            if moments:
-                moment = moments[f"{name}.weight"].reshape(tuple(module.weight.shape))
-                moment = moment if isinstance(module, torch.nn.Linear) else moment.T
-                meta = checkpoint.meta
-                rows, columns = adam_scales(moment, meta["step"], meta["beta2"], meta["eps"])
-                left, right = left * rows.astype(np.float32), right * columns.astype(np.float32)
-            self._sides[name] = (torch.from_numpy(left), torch.from_numpy(right))
-            module.register_forward_hook(self._hook(name))
-        self.dim = sum(left.shape[0] * right.shape[0] for left, right in self._sides.values())
-        self.uses_mask = self._padding_changes_loss()
+    Args:
+        checkpoint: The model; under bfloat16 its linear layers are kept in it from here on.
+        projection: What is drawn for each side of each layer.
+        batch_tokens: Padded tokens a batch at most: bounds the memory of a pass.
+        upper: Share of the blocks whose layers are tracked, from the top.
+        blocks_only: Track no embedding and no output head.
+        scales: (R `[out]`, C `[in]`) by layer name: the optimizer's correction (attribution/preconditioner.py).
+
+    Raises ConfigError if no layer can be tracked, or one that should be gets no gradient.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        projection: Projection,
+        batch_tokens: int = 2048,
+        upper: float = 1.0,
+        blocks_only: bool = False,
+        scales: Scales | None = None,
+    ):
+        self.checkpoint, self.projection, self.batch_tokens, self.scales = checkpoint, projection, batch_tokens, scales
+        self.layers, self.coverage = tracked_layers(checkpoint.model, checkpoint.trainable, upper, blocks_only)
+        if not self.layers:
+            raise ConfigError(
+                f"model {checkpoint.path}: expected linear layers to track, found none of a known kind among "
+                f"{self.coverage.largest_untracked()}"
+            )
+        parameter = self.layers[0].parameter
+        self.exact = torch.promote_types(parameter.dtype, torch.float32)
+        if checkpoint.dtype == torch.bfloat16:
+            in_bfloat16(checkpoint.model)
+        sides, columns, dim = {}, {}, 0
+        for layer in self.layers:
+            out, size = layer.shape
+            left, right = projection.matrix(layer.name, "out", out), projection.matrix(layer.name, "in", size)
+            if scales is not None:
+                rows, across = scales[layer.name]
+                left, right = left * rows, right * across
+            width = left.shape[0] * right.shape[0]
+            # Transposed once here, so that a row's product reads it in order.
+            sides[layer] = tuple(
+                torch.from_numpy(np.ascontiguousarray(side.T)).to(checkpoint.device, self._side_dtype(layer))
+                for side in (left, right)
+            )
+            columns[layer], dim = slice(dim, dim + width), dim + width
+        self.dim, self.columns = dim, columns
+        self._consumer = _Projected(sides, self.exact)
+        self.backward = Backward(checkpoint, self.layers)
+        self._require_gradients()
+
+    def _side_dtype(self, layer: Layer) -> torch.dtype:
+        if self.checkpoint.dtype == torch.bfloat16 and any(use.kind != "embedding" for use in layer.uses):
+            return torch.bfloat16
+        return self.exact
 
     @property
-    def coverage(self) -> float:
-        """Tracked weights as a share of all the model's parameters."""
-        tracked = sum(module.weight.numel() for module in self.modules.values())
-        return tracked / sum(p.numel() for p in self.checkpoint.model.parameters())
+    def widths(self) -> list[int]:
+        """Numbers of each layer in a feature, in order."""
+        return [columns.stop - columns.start for columns in self.columns.values()]
 
-    def _hook(self, name: str) -> Callable:
-        left, right = self._sides[name]
+    @property
+    def uses_mask(self) -> bool:
+        return self.backward.uses_mask
 
-        def on_backward(gradient: torch.Tensor) -> None:
-            self._features[name] = (gradient @ left.T).transpose(1, 2) @ self._inputs.pop(name)
+    def _require_gradients(self) -> None:
+        self.features(probe_sequences(self.checkpoint))
+        silent = [layer for layer in self.layers if layer not in self._consumer.parts]
+        if silent:
+            share = sum(layer.parameter.numel() for layer in silent) / self.coverage.trainable
+            raise ConfigError(
+                f"model {self.checkpoint.path}: no gradient reaches {len(silent)} of its layers "
+                f"({', '.join(layer.name for layer in silent[:3])}), {share:.1%} of its trainable parameters; they "
+                "cannot be tracked as they are used"
+            )
 
-        def on_forward(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-            if torch.is_grad_enabled():
-                self._inputs[name] = inputs[0].detach() @ right.T
-                if not output.requires_grad:  # the first layer: from here on the graph is recorded
-                    output.requires_grad_()
-                output.register_hook(on_backward)
+    def probe_loss(self) -> float:
+        """The summed loss on a fixed seeded batch: recorded with an index, compared when it is used again."""
+        return float(self.backward.losses(probe_sequences(self.checkpoint)).sum())
 
-        return on_forward
+    def batches(self, sequences: list[Sequence]) -> Iterator[tuple[list[int], np.ndarray]]:
+        """(positions, features `[len(positions), dim]`) of all sequences that have a loss, a batch at a time."""
+        told = [i for i, sequence in enumerate(sequences) if sequence.has_loss]
+        for batch in token_batches([sequences[i].size for i in told], self.batch_tokens):
+            positions = [told[i] for i in batch]
+            self._consumer.begin()
+            self.backward.run([sequences[i] for i in positions], self._consumer)
+            yield positions, self._joined(len(positions))
 
-    def losses(self, sequences: list[Sequence], mask: bool) -> torch.Tensor:
-        """Summed loss of each sequence, `[batch]`, right-padded; causality keeps padding out of it without a mask."""
-        width = max(len(s.tokens) for s in sequences)
-        tokens = torch.zeros(len(sequences), width, dtype=torch.long)
-        labels = torch.full((len(sequences), width), -100)
-        for row, s in enumerate(sequences):
-            tokens[row, : len(s.tokens)] = torch.tensor(s.tokens)
-            labels[row, s.loss_start : len(s.tokens)] = tokens[row, s.loss_start : len(s.tokens)]
-        attention = None
-        if mask:
-            attention = (torch.arange(width) < torch.tensor([[len(s.tokens)] for s in sequences])).long()
-        logits = self.checkpoint.model(input_ids=tokens, attention_mask=attention, use_cache=False).logits
-        flat = functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction="none")
-        return flat.view(len(sequences), width - 1).sum(dim=1)
-
-    @torch.no_grad()
-    def _padding_changes_loss(self) -> bool:
-        """Whether this model sees right padding without a mask: a padded batch against batches of one."""
-        vocabulary = self.checkpoint.model.get_input_embeddings().num_embeddings
-        generator = torch.Generator().manual_seed(0)
-        sizes = [min(size, self.checkpoint.max_tokens) for size in (5, 24)]
-        probes = [Sequence(torch.randint(vocabulary, (size,), generator=generator).tolist()) for size in sizes]
-        alone = torch.cat([self.losses([probe], mask=False) for probe in probes])
-        return not torch.allclose(self.losses(probes, mask=False), alone, rtol=1e-4)
+    def _joined(self, rows: int) -> np.ndarray:
+        parts = self._consumer.parts
+        width = {layer: columns.stop - columns.start for layer, columns in self.columns.items()}
+        none = torch.zeros(rows, max(width.values()), dtype=self.exact)  # experts that no token was sent to
+        found = [parts[layer].cpu() if layer in parts else none[:, : width[layer]] for layer in self.layers]
+        return torch.cat(found, dim=1).numpy()
 
     def features(self, sequences: list[Sequence], progress: Callable[[int, int], None] | None = None) -> np.ndarray:
-        """`[len(sequences), dim]` float32, in the given order; a sequence with no token to predict has a zero feature.
+        """`[len(sequences), dim]`, in the given order; a sequence with no token to predict has a zero feature.
 
-        `progress(sequences, tokens)` is called after each batch. Raises FloatingPointError for a value that is not
-        finite, naming the sequence's position.
+        `progress(sequences, tokens)` is called after each batch.
         """
-        out = np.zeros((len(sequences), self.dim), dtype=np.float32)
-        told = [i for i, s in enumerate(sequences) if len(s.tokens) > max(s.loss_start, 1)]
-        for batch in token_batches([len(sequences[i].tokens) for i in told], self.batch_tokens):
-            positions = [told[i] for i in batch]
-            with torch.enable_grad():
-                self.losses([sequences[i] for i in positions], self.uses_mask).sum().backward()
-            parts = [self._features.pop(name).flatten(1) for name in self.modules]
-            out[positions] = torch.cat(parts, dim=1).numpy()
+        out = np.zeros((len(sequences), self.dim), dtype=np.float64 if self.exact == torch.float64 else np.float32)
+        for positions, found in self.batches(sequences):
+            out[positions] = found
             if progress:
-                progress(len(positions), sum(len(sequences[i].tokens) for i in positions))
-        finite = np.isfinite(out).all(axis=1)
-        if not finite.all():
-            raise FloatingPointError(f"gradient of sequence {int(np.argmin(finite))} is not finite")
+                progress(len(positions), sum(sequences[i].size for i in positions))
         return out

@@ -22,12 +22,10 @@ def unit(features: np.ndarray, norms: np.ndarray | None = None) -> np.ndarray:
 
 
 def add_checkpoint(
-    scores: np.ndarray, weight: float, queries: np.ndarray, features: np.ndarray, norms: np.ndarray, block: int = 1024
+    scores: np.ndarray, weight: float, queries: np.ndarray, features: np.ndarray, rows: np.ndarray
 ) -> None:
-    """Adds `weight * cos` in place to `scores` `[facts, rows]`, for unit queries `[facts, dim]` and stored features.
+    """Adds `weight * cos` to columns `rows` of `scores` `[facts, all rows]`.
 
-    `features` `[rows, dim]` may be memory-mapped: `block` rows are read at a time.
+    Queries `[facts, dim]` are at unit norm, features `[len(rows), dim]` need not be.
     """
-    for start in range(0, len(features), block):
-        rows = slice(start, start + block)
-        scores[:, rows] += weight * (queries @ unit(np.asarray(features[rows]), norms[rows]).T)
+    scores[:, rows] += weight * (queries @ unit(features).T)

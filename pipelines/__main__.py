@@ -1,6 +1,7 @@
 """`proponent VERB ...`, the same as `python -m pipelines VERB ...`; arguments after `--` go to Beam unread."""
 
 import importlib
+import json
 import logging
 import sys
 
@@ -52,7 +53,9 @@ def run_verb(verb: str, arguments: list[str], beam_args: tuple[str, ...]) -> Non
     logging.getLogger("pipelines").setLevel(logging.WARNING if config.quiet else logging.INFO)
     module = importlib.import_module(f"pipelines.{verb}")
     if verb in BEAM_VERBS:
-        module.run(config, beam_args)
+        result = module.run(config, beam_args)
+        if getattr(config, "dry_run", False):
+            print(json.dumps(result))
     elif verb == "verify":
         module.run(config, importlib.import_module("pipelines.train").run)
     elif verb == "evaluate":

@@ -87,6 +87,22 @@ class IndexConfig:
     """Tokens that consecutive passages of a document share."""
     projection_dim: int = 16
     """Rows of each random projection: a layer's feature has the square of it."""
+    layers: float = 1.0
+    """Share of the model's blocks whose gradients are taken, from the top; below 1 without the embeddings."""
+    feature_dtype: Literal["float16", "float32", "int8", "none"] = "float16"
+    """How gradient features are stored; int8 has a scale a row and layer; none stores nothing, for trace --scan."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the model computes gradients in; sums over tokens are float32 in both."""
+    device: str = "auto"
+    """Where the model runs: auto (a GPU where there is one), cpu or cuda."""
+    batch_tokens: int = 1024
+    """Padded tokens a batch at most: bounds the memory of a pass."""
+    optimizer_correction: Literal["auto", "estimate", "none"] = "auto"
+    """Second moments: from the checkpoint's optimizer state, else (or always) estimated from a sample, or none."""
+    curvature: Literal["mixed", "none"] = "mixed"
+    """Whether gradients are whitened by their second moments, mixed of corpus and queries (TrackStar)."""
+    min_coverage: float = 0.9
+    """Least share of the model's trainable parameters whose gradients can be tracked."""
     passages_per_shard: int = 10_000
     """Passages a shard: the unit of work, of memory and of resuming."""
     num_pseudo_facts: int = 200
@@ -97,6 +113,8 @@ class IndexConfig:
     """Name of the corpus' id field."""
     text_field: str = "text"
     """Name of the corpus' text field."""
+    dry_run: bool = False
+    """Print what the job will take (seconds, memory, disk), measured on a sample, and write nothing."""
     seed: int = 0
     """Seed of the projections and of the pseudo-facts."""
     quiet: bool = False
@@ -112,7 +130,9 @@ class IndexConfig:
         _require(not self.stemming or self.tokenizer == "word", "stemming", "--tokenizer word", self.tokenizer)
         _require(self.max_tokens >= 8, "max_tokens", "at least 8", self.max_tokens)
         _require(0 <= self.overlap < self.max_tokens, "overlap", "0 to --max_tokens - 1", self.overlap)
-        for option in ("projection_dim", "passages_per_shard", "num_pseudo_facts"):
+        _require(0 < self.layers <= 1, "layers", "more than 0, at most 1", self.layers)
+        _require(0 <= self.min_coverage <= 1, "min_coverage", "0 to 1", self.min_coverage)
+        for option in ("projection_dim", "passages_per_shard", "num_pseudo_facts", "batch_tokens"):
             _require(getattr(self, option) >= 1, option, "at least 1", getattr(self, option))
         _require(0 <= self.max_dead_fraction <= 1, "max_dead_fraction", "0 to 1", self.max_dead_fraction)
 
@@ -138,6 +158,10 @@ class TraceConfig:
     """Folder for the rankings."""
     top_k: int = 100
     """Candidates kept a fact from each signal; all signals' scores are given for all of them."""
+    rerank: int = 0
+    """Best candidates a fact whose whole gradients are multiplied exactly, word by word (signal gradient_exact)."""
+    scan: bool = False
+    """Make the passages' gradients anew in one pass instead of reading stored ones (index --feature_dtype none)."""
     text_query: TextQuery = "auto"
     """What bm25 and dense are asked: subject + object where the fact has both (auto), or always one of the two."""
     quiet: bool = False
@@ -145,6 +169,7 @@ class TraceConfig:
 
     def __post_init__(self) -> None:
         _require(self.top_k >= 1, "top_k", "at least 1", self.top_k)
+        _require(self.rerank >= 0, "rerank", "0 or more", self.rerank)
 
 
 @dataclass(frozen=True, kw_only=True)

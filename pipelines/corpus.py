@@ -1,5 +1,12 @@
 """Corpora: JSONL (plain, .gz, .zst), Parquet and plain text files in, record by record; and the scan before any work.
 
+A record of JSONL or Parquet holds its text in one of three ways, the first of these that is there and not null:
+- the text field (`text`, or as named), whatever else the record holds,
+- `messages`, a chat: a list of {role, content}, the assistant in at least one; text: "role: content" a line,
+- `prompt` + `completion`, two strings; text: the one and the other, nothing between them.
+The text is what is searched, compared and hashed, alike for every model; `parts` keeps the form it was taken from, so
+that a model's gradient has a loss where its training has one.
+
 `read_records` yields a Record for what is well-formed and a DeadLetter for what is not, in the file's order. `scan`
 reads a corpus once: it counts, writes the dead letters, finds repeated ids over all files, and holds the failure budget
 before anything expensive starts.
@@ -28,7 +35,8 @@ from schemas.records import DeadLetter, text_sha256
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 JSONL, PARQUET, TEXT = (".jsonl", ".ndjson", ".json"), (".parquet",), (".txt", ".md")
-SHOWN = 5
+FORMS = (("messages",), ("prompt", "completion"))
+SHOWN, SHOWN_CHARACTERS = 5, 80
 
 
 @dataclass(frozen=True)
@@ -41,13 +49,17 @@ class CorpusFormat:
 
 @dataclass(frozen=True)
 class Record:
-    """One well-formed record. `raw` is its line, line ending included (JSONL), or None."""
+    """One well-formed record. `raw` is its line, line ending included (JSONL), or None.
+
+    `parts` is the JSON of its `prompt` and `completion`, or of its `messages`; "" for plain text.
+    """
 
     id: str
     text: str
     source: str
     row: int
     raw: bytes | None = None
+    parts: str = ""
 
     @property
     def sha256(self) -> str:
@@ -115,23 +127,66 @@ def _damaged(path: str, where: str) -> ConfigError:
     )
 
 
+def _string(fields: dict[str, Any], name: str, place: str = "", may_be_empty: bool = False) -> str:
+    """A field that must be a string; raises ValueError with the reason, after `place`, where it is none."""
+    value = fields.get(name)
+    if isinstance(value, str) and (may_be_empty or value.strip()):
+        return value
+    found = repr(value)[:SHOWN_CHARACTERS] if name in fields else "no such field"
+    kind = "a string" if may_be_empty else "text that is not empty"
+    raise ValueError(f"{place}field '{name}' must be {kind}, found {found}")
+
+
+def _chat(messages: Any) -> list[dict[str, str]]:
+    """The role and content of each message; raises ValueError with the reason for its refusal."""
+    if not isinstance(messages, list) or not messages:
+        found = "an empty list" if messages == [] else repr(messages)[:SHOWN_CHARACTERS]
+        raise ValueError(f"field 'messages' must be a list of at least one {{role, content}}, found {found}")
+    chat = []
+    for number, message in enumerate(messages, start=1):
+        if not isinstance(message, dict):
+            found = repr(message)[:SHOWN_CHARACTERS]
+            raise ValueError(f"message {number} must be an object with role and content, found {found}")
+        place = f"message {number}: "
+        role, content = _string(message, "role", place), _string(message, "content", place, may_be_empty=True)
+        chat.append({"role": role, "content": content})
+    if not any(message["role"] == "assistant" and message["content"].strip() for message in chat):
+        roles = ", ".join(message["role"] for message in chat)[:SHOWN_CHARACTERS]
+        raise ValueError(f"field 'messages' must hold something that the assistant says, found the roles {roles}")
+    return chat
+
+
+def _text_and_parts(fields: dict[str, Any], text_field: str) -> tuple[str, str]:
+    """A record's text, and its parts as JSON; raises ValueError with the reason for its refusal."""
+    parts: dict[str, Any] = {}
+    if fields.get(text_field) is not None:
+        text = _string(fields, text_field)
+    elif fields.get("messages") is not None:
+        parts = {"messages": _chat(fields["messages"])}
+        text = "\n".join(f"{message['role']}: {message['content']}" for message in parts["messages"])
+    elif fields.get("prompt") is not None or fields.get("completion") is not None:
+        parts = {"prompt": _string(fields, "prompt", may_be_empty=True), "completion": _string(fields, "completion")}
+        text = parts["prompt"] + parts["completion"]
+    else:
+        text = _string(fields, text_field)  # refuses
+    text.encode()  # a lone surrogate is no text: UnicodeEncodeError is a ValueError
+    return text, json.dumps(parts, sort_keys=True, ensure_ascii=False) if parts else ""
+
+
 def _checked(fields: Any, format: CorpusFormat, row: int, raw: bytes | None) -> Record:
     """The record in a parsed row; raises ValueError with the reason for its refusal."""
     if not isinstance(fields, dict):
         raise ValueError(f"expected a JSON object, found {type(fields).__name__}")
-    record_id, text = fields.get(format.id_field), fields.get(format.text_field)
+    record_id = fields.get(format.id_field)
     if isinstance(record_id, int) and not isinstance(record_id, bool):
         record_id = str(record_id)
     if not isinstance(record_id, str) or not record_id:
         found = "no such field" if format.id_field not in fields else repr(record_id)
         raise ValueError(f"field '{format.id_field}' must be a non-empty string or an integer, found {found}")
-    if not isinstance(text, str) or not text.strip():
-        found = "no such field" if format.text_field not in fields else repr(text)
-        raise ValueError(f"field '{format.text_field}' must be text that is not empty, found {found}")
+    text, parts = _text_and_parts(fields, format.text_field)
+    record_id.encode()
     source = fields.get("source")
-    for value in (record_id, text):
-        value.encode()  # a lone surrogate is no text: UnicodeEncodeError is a ValueError
-    return Record(record_id, text, source if isinstance(source, str) else "", row, raw)
+    return Record(record_id, text, source if isinstance(source, str) else "", row, raw, parts)
 
 
 def _parse_line(line: bytes, format: CorpusFormat, row: int) -> Record:
@@ -157,23 +212,26 @@ def _jsonl(path: str, format: CorpusFormat) -> Iterator[Record | DeadLetter]:
 
 
 def open_parquet(path: str, format: CorpusFormat) -> pq.ParquetFile:
-    """A Parquet corpus file; raises ConfigError if it is damaged or lacks the id or the text column."""
+    """A Parquet corpus file; raises ConfigError if it is damaged or lacks the id or a form of the text."""
     try:
         file = pq.ParquetFile(open_read(path))
     except pa.ArrowException as error:
         raise ConfigError(f"{path}: expected a Parquet file, found a damaged one ({error}); copy it again") from error
-    for name in (format.id_field, format.text_field):
-        if name not in file.schema_arrow.names:
+    columns = set(file.schema_arrow.names)
+    has_text = any(columns.issuperset(form) for form in ((format.text_field,), *FORMS))
+    for name, found in ((format.id_field, format.id_field in columns), (format.text_field, has_text)):
+        if not found:
             raise ConfigError(
                 f"{path}: expected a column '{name}', found {', '.join(file.schema_arrow.names)}; name the columns "
-                "with --id_field and --text_field"
+                "with --id_field and --text_field (in place of a text there may be messages, or prompt and completion)"
             )
     return file
 
 
 def _parquet(path: str, format: CorpusFormat) -> Iterator[Record | DeadLetter]:
     file = open_parquet(path, format)
-    columns = [n for n in dict.fromkeys((format.id_field, format.text_field, "source")) if n in file.schema_arrow.names]
+    names = dict.fromkeys((format.id_field, format.text_field, *sum(FORMS, ()), "source"))
+    columns = [name for name in names if name in file.schema_arrow.names]
     for row, fields in enumerate(_parquet_rows(path, file, columns), start=1):
         try:
             yield _checked(fields, format, row, None)

@@ -4,52 +4,73 @@ examples/ -> a seeded sample -> pseudo-facts -> search -> candidates with all si
 """
 
 import heapq
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 
-from attribution.fusion import fit_weights
+from attribution.curvature import SecondMoment
+from attribution.fusion import GRID, fit_weights
 from attribution.pseudo_facts import make_pseudo_facts, sample_key
 from pipelines import resources
 from pipelines.config import IndexConfig
-from pipelines.search import Query, fact_blocks, merge_block, read_passages, read_statistics, search, tokenizer_of
-from pipelines.storage import OutputFolder, join, localize
+from pipelines.gradient import curvature_file, write_moment
+from pipelines.search import (
+    QUERY_MOMENTS,
+    Query,
+    fact_blocks,
+    merge_block,
+    read_passages,
+    read_statistics,
+    search,
+    tokenizer_of,
+)
+from pipelines.storage import OutputFolder, exists, join, localize
 from schemas.facts import text_query
+from schemas.manifest import FileInfo
 from schemas.records import Passage
 
 # A passage that holds this share of a pseudo-fact's words may state the same: it is no competitor in the fit.
 MAY_STATE_IT = 0.9
 
 
-def _sample_passages(folder: str, shards: list[dict[str, Any]], config: IndexConfig) -> list[Passage]:
-    """The passages to cut pseudo-facts from: a seeded sample of the whole corpus, twice as many as needed."""
+def sample_passages(folder: str, shards: list[dict[str, Any]], seed: int, count: int) -> list[Passage]:
+    """A seeded sample of the whole corpus: no order and no shard has a say in it."""
 
     def rows():
         for shard in shards:
             for row in pq.read_table(localize(join(folder, "examples", f"{shard['name']}.parquet"))).to_pylist():
                 yield Passage(**row)
 
-    return heapq.nsmallest(2 * config.num_pseudo_facts, rows(), key=lambda passage: sample_key(config.seed, passage))
+    return heapq.nsmallest(count, rows(), key=lambda passage: sample_key(seed, passage))
 
 
 def fit_fusion(
     output: OutputFolder, details: dict[str, Any], config: IndexConfig, beam_args: tuple[str, ...]
-) -> dict[str, Any]:
-    """The fusion's weights, fitted by searching the new index for facts cut from its own passages."""
+) -> tuple[dict[str, Any], list[FileInfo]]:
+    """The fusion's weights, fitted by searching the new index for facts cut from its own passages.
+
+    With them the files of what the facts' gradients told: their curvature, for traces of a few facts.
+    """
     read_statistics.cache_clear()  # this folder may have held another index before
     statistics = read_statistics(output.path, details["bm25"]["num_passages"], details["bm25"]["total_length"])
-    passages = _sample_passages(output.path, details["shards"], config)
-    facts = make_pseudo_facts(passages, statistics.idf, config.seed)
+    passages = sample_passages(output.path, details["shards"], config.seed, 2 * config.num_pseudo_facts)
+    # A chat's text holds names of roles, which nobody asks for.
+    facts = make_pseudo_facts([passage for passage in passages if not passage.parts], statistics.idf, config.seed)
     if "gradient" in details["signals"]:
         rows = details["gradient"]["checkpoints"]
         limit, tokenizer = min(row["max_tokens"] for row in rows), resources.subword_tokenizer(rows[0]["path"])
         facts = [fact for fact in facts if len(tokenizer(fact.prompt + fact.target).input_ids) < limit]
     facts = facts[: config.num_pseudo_facts]
-    signals = details["signals"]
+    signals = list(details["signals"])
+    unread = "gradient" in signals and details["gradient"]["feature_dtype"] == "none"
+    if unread:  # nothing to search: it is fitted without, and given the least weight there is
+        signals.remove("gradient")
     if len(signals) == 1 or not facts:
-        return {"signals": signals, "weights": [1.0 / len(signals)] * len(signals), "fit": {"facts": len(facts)}}
-    query = Query(output.path, details, "auto", top_k=100)
+        fitted = _with_least(signals, [1.0 / len(signals)] * len(signals), unread)
+        return fitted | {"fit": {"facts": len(facts)}}, _keep_curvature(output, details)
+    query = Query(output.path, details | {"signals": signals}, "auto", top_k=100)
     search(query, facts, output, beam_args, "pseudo-")
     tokenize = tokenizer_of(query)
     candidates, labels, competing = [], [], []
@@ -66,4 +87,22 @@ def fit_fusion(
             labels.append(keys.index(own) if own in keys else -1)
             competing.append(np.array(held) < MAY_STATE_IT)
     weights, record = fit_weights(candidates, labels, competing)
-    return {"signals": signals, "weights": weights.tolist(), "fit": record}
+    return _with_least(signals, weights.tolist(), unread) | {"fit": record}, _keep_curvature(output, details)
+
+
+def _with_least(signals: list[str], weights: list[float], unread: bool) -> dict[str, Any]:
+    if unread:
+        signals, weights = [*signals, "gradient"], [weight * (1 - 1 / GRID) for weight in weights] + [1 / GRID]
+    return {"signals": signals, "weights": weights}
+
+
+def _keep_curvature(output: OutputFolder, details: dict[str, Any]) -> list[FileInfo]:
+    """The pseudo-facts' second moments by checkpoint; none of them where there were no facts."""
+    files = []
+    for number, row in enumerate(details.get("gradient", {}).get("checkpoints", [])):
+        moment = SecondMoment.zero(row["widths"])
+        found = join(output.path, QUERY_MOMENTS.format(number))
+        if exists(found):
+            moment = SecondMoment.load(Path(localize(found)))
+        files.append(write_moment(output, curvature_file(row, "queries"), moment))
+    return files

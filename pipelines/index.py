@@ -1,7 +1,7 @@
 """`index`: a corpus becomes an index that facts are traced in.
 
 corpus files -> scan -> read (a shard: a file)  -> examples/       passages, ids and spans
-examples/ -> bm25 | dense | gradient, one checkpoint after another (a shard: a file of examples/)
+examples/ -> bm25 | dense | gradient (pipelines/gradient.py) (a shard: a file of examples/)
           -> the driver merges the statistics -> search for pseudo-facts -> fusion weights -> manifest.json
 """
 
@@ -17,18 +17,18 @@ import pyarrow.parquet as pq
 
 from attribution import bm25, dense
 from attribution.checkpoint import model_hash, tokenizer_hash
+from attribution.curvature import DAMPING, MIX_SHARE
 from attribution.embedding import embed
-from attribution.gradients import Sequence
 from attribution.passages import windows
 from attribution.projection import Projection
-from attribution.tracin import checkpoint_weights
 from pipelines import progress, resources
 from pipelines.config import IndexConfig
 from pipelines.corpus import CorpusFormat, Scan, base_folder, list_corpus, read_records, scan
-from pipelines.fit import fit_fusion
+from pipelines.estimate import estimate
+from pipelines.fit import fit_fusion, sample_passages
+from pipelines.gradient import CURVATURE_SAMPLE, MOMENT_SAMPLE, describe_checkpoints, make_features
 from pipelines.stage import Done, Shard, ShardRecord, all_files, library_versions, log_runner, run_stage, total
 from pipelines.storage import OutputFolder, absolute, exists, join, localize
-from schemas.errors import ConfigError
 from schemas.manifest import FileInfo, Manifest
 from schemas.records import DeadLetter, Passage
 from schemas.tables import PASSAGES, TERMS, parquet_bytes, to_table
@@ -57,11 +57,16 @@ def read_shard(
         for record in read_records(spec["path"], CorpusFormat(config.id_field, config.text_field), base):
             if isinstance(record, DeadLetter) or record.row in repeated:
                 continue
-            found = windows(record.text, spans, config.max_tokens, config.overlap)
+            # A prompt with its completion, and a chat, stay whole: a window of one has lost what it is about.
+            # A prompt with its completion, and a chat, stay whole: a window of one has lost what it is about.
+            whole = [(0, len(record.text))]
+            found = whole if record.parts else windows(record.text, spans, config.max_tokens, config.overlap)
             documents, split = documents + 1, split + (len(found) > 1)
             for start, end in found:
                 text = record.text[start:end]
-                passage = Passage(record.id, start, end, text, record.source, record.sha256, spec["path"], record.row)
+                passage = Passage(
+                    record.id, start, end, text, record.source, record.sha256, spec["path"], record.row, record.parts
+                )
                 rows.append(asdict(passage))
                 if len(rows) == config.passages_per_shard:
                     write()
@@ -101,23 +106,6 @@ def dense_shard(spec: dict[str, Any], folder: str, out: Path, encoder_path: str)
     return Done({"in": spec["rows"], "cut": cut}, {f"dense/{spec['name']}.faiss": spec["rows"]})
 
 
-def gradient_shard(
-    spec: dict[str, Any], folder: str, out: Path, checkpoint: dict[str, Any], projection: Projection
-) -> Done:
-    """Projected gradients of one shard for one checkpoint, unnormalised, with their norms."""
-    extractor = resources.extractor(checkpoint["path"], projection)
-    place = out / "gradients" / checkpoint["name"]
-    place.mkdir(parents=True)
-    encode = extractor.checkpoint.encode_example
-    sequences = [Sequence(encode(text)) for text in _texts(folder, spec["name"])]
-    with progress.bar(f"gradient, {checkpoint['name']}, shard {spec['name']}", spec["rows"], "passages") as advance:
-        features = extractor.features(sequences, advance)
-    np.save(place / f"{spec['name']}.npy", features)
-    np.save(place / f"{spec['name']}.norms.npy", np.linalg.norm(features, axis=1))
-    names = [f"gradients/{checkpoint['name']}/{spec['name']}{end}" for end in (".npy", ".norms.npy")]
-    return Done({"in": spec["rows"]}, {name: spec["rows"] for name in names})
-
-
 def merge_statistics(folder: str, shards: list[dict[str, Any]], total_length: int) -> tuple[bm25.Statistics, pa.Table]:
     """Global statistics from the shards' term files, and the table that keeps them, sorted by term."""
     merged = bm25.Statistics(0, 0, {})
@@ -131,48 +119,30 @@ def merge_statistics(folder: str, shards: list[dict[str, Any]], total_length: in
     return bm25.Statistics(merged.num_passages, total_length, merged.df), table
 
 
-def describe_checkpoints(config: IndexConfig, projection: Projection) -> list[dict[str, Any]]:
-    """What the manifest keeps of each checkpoint. Raises ConfigError where one cannot be used."""
-    described = []
-    for number, path in enumerate(resources.resolve_checkpoints(config.checkpoints)):
-        extractor = resources.extractor(path, projection)
-        source = extractor.checkpoint
-        if config.max_tokens + 2 > source.max_tokens:
-            raise ConfigError(
-                f"--max_tokens: expected at most {source.max_tokens - 2}, as {path} takes {source.max_tokens} tokens "
-                f"with the special ones, found {config.max_tokens}"
-            )
-        described.append(
-            {
-                "path": path,
-                "name": f"{number:02d}-{Path(path).name.replace('.gguf', '')}",
-                "step": source.step,
-                "max_tokens": source.max_tokens,
-                "learning_rate": source.learning_rate,
-                "model_sha256": model_hash(source.model),
-                "tokenizer_sha256": tokenizer_hash(source.tokenizer),
-                "optimizer_corrected": extractor.optimizer_corrected,
-                "uses_attention_mask": extractor.uses_mask,
-                "coverage": extractor.coverage,
-                "dim": extractor.dim,
-            }
-        )
-    weights, equal = checkpoint_weights([d["learning_rate"] for d in described])
-    for row, weight in zip(described, weights, strict=True):
-        row |= {"weight": weight, "weight_from": "equal" if equal else "learning_rate"}
-    return described
-
-
 def approximations(details: dict[str, Any], cut: int) -> list[str]:
     """Everything that the scores leave out, in words, for the manifest and the report."""
     made = []
     if "gradient" in details:
         rows = details["gradient"]["checkpoints"]
-        projection = details["gradient"]["projection"]["dim"]
-        made.append(f"gradients projected to {projection} x {projection} a layer")
-        made.append(f"gradients of linear layers only: {min(r['coverage'] for r in rows):.0%} of the parameters")
-        if not all(row["optimizer_corrected"] for row in rows):
-            made.append("no optimizer state found for some checkpoints: their gradients are not corrected for it")
+        side = details["gradient"]["recipe"]["projection_dim"]
+        stored = details["gradient"]["feature_dtype"]
+        kept = "not stored" if stored == "none" else f"stored as {stored}"
+        made.append(f"gradients projected to {side} x {side} a layer, {kept}")
+        if stored == "none":
+            made.append(
+                f"no features stored: curvature of a sample of {CURVATURE_SAMPLE} passages, and the least weight for "
+                "the gradient, which the fusion could not be fitted with"
+            )
+        share = min(row["tracked_parameters"] / row["trainable_parameters"] for row in rows)
+        made.append(f"gradients of {share:.1%} of the trainable parameters")
+        if any(row["optimizer_correction"] == "estimate" for row in rows):
+            made.append("no optimizer state found: its second moments are estimated from a sample of the corpus")
+        if any(row["optimizer_correction"] == "none" for row in rows):
+            made.append("gradients are not corrected for the optimizer")
+        if any(row["cut"] for row in rows):
+            made.append(f"{max(row['cut'] for row in rows)} examples were cut at the model's context")
+        if any(row["dead"] for row in rows):
+            made.append(f"{max(row['dead'] for row in rows)} passages have no usable gradient (dead_letters/)")
         if rows[0]["weight_from"] == "equal" and len(rows) > 1:
             made.append("no learning rates found: checkpoints weigh the same")
     if len(details["signals"]) > 1 and not details["fusion"]["fit"]["facts"]:
@@ -211,10 +181,9 @@ def _work_all(
         records = run_stage("dense", specs, work, output, beam_args)
         files, cut = files + all_files(records), total(records, "cut")
     if "gradient" in details:
-        projection = Projection(**details["gradient"]["projection"])
-        for row in details["gradient"]["checkpoints"]:
-            work = partial(gradient_shard, checkpoint=row, projection=projection)
-            files += all_files(run_stage(f"gradient-{row['name']}", specs, work, output, beam_args))
+        size = CURVATURE_SAMPLE if config.feature_dtype == "none" else MOMENT_SAMPLE
+        sample = [(p.text, p.parts) for p in sample_passages(output.path, details["shards"], config.seed, size)]
+        files += make_features(specs, sample, details, config, output, beam_args)
     return files, cut, read
 
 
@@ -242,14 +211,30 @@ def describe_signals(config: IndexConfig) -> dict[str, Any]:
             "search": "exact",
         }
     if "gradient" in config.signal_names:
-        projection = Projection(config.projection_dim, config.seed)
-        rows = describe_checkpoints(config, projection)
-        details["gradient"] = {"projection": asdict(projection), "checkpoints": rows}
+        recipe = resources.GradientRecipe(
+            projection_dim=config.projection_dim,
+            seed=config.seed,
+            layers=config.layers,
+            dtype=config.dtype,
+            correction=config.optimizer_correction,
+            batch_tokens=config.batch_tokens,
+            device=config.device,
+        )
+        details["gradient"] = {
+            "recipe": asdict(recipe),
+            "projection": Projection(config.projection_dim, config.seed).to_json(),
+            "feature_dtype": config.feature_dtype,
+            "curvature": {"kind": config.curvature, "damping": DAMPING, "share": MIX_SHARE},
+            "checkpoints": describe_checkpoints(config, recipe),
+        }
     return details
 
 
-def run(config: IndexConfig, beam_args: tuple[str, ...] = ()) -> Manifest:
-    """Builds the index at `config.output`. Raises ConfigError or FailureBudgetExceeded, leaving nothing behind."""
+def run(config: IndexConfig, beam_args: tuple[str, ...] = ()) -> Manifest | dict[str, Any]:
+    """Builds the index at `config.output`, or with `dry_run` returns what that would take.
+
+    Raises ConfigError or FailureBudgetExceeded, leaving nothing behind.
+    """
     corpus_files = list_corpus(config.corpus)
     details = describe_signals(config)
     window_tokenizer = ""
@@ -257,14 +242,18 @@ def run(config: IndexConfig, beam_args: tuple[str, ...] = ()) -> Manifest:
         window_tokenizer = details["gradient"]["checkpoints"][0]["path"]
     elif "dense" in details:
         window_tokenizer = details["dense"]["encoder"]
+    if config.dry_run:
+        return estimate(config, corpus_files, details, resources.spans(window_tokenizer))
     log_runner(beam_args)
     plan = asdict(config) | {"files": corpus_files, "models": details}
-    plan.pop("quiet")
+    for name in ("quiet", "dry_run"):
+        plan.pop(name)
     with OutputFolder(config.output, plan) as output:
         format = CorpusFormat(config.id_field, config.text_field)
         scanned = scan(corpus_files, format, base_folder(config.corpus), output, config.max_dead_fraction, beam_args)
         files, cut, read = _work_all(output, scanned, details, config, window_tokenizer, beam_args)
-        details["fusion"] = fit_fusion(output, details, config, beam_args)
+        details["fusion"], fitted = fit_fusion(output, details, config, beam_args)
+        files += fitted
         details["approximations"] = approximations(details, cut)
         details["passages"] = {
             "tokenizer": window_tokenizer or "word",

@@ -1,37 +1,26 @@
 """What the workers load: once a process, kept at module level, because runners call `setup` as often as they like."""
 
-import ctypes
 import logging
-import platform
-import sys
+from dataclasses import dataclass
 from functools import lru_cache, partial
 
 import torch
 import transformers
+from attribution.optimizer_state import read_moments
 
 from attribution.bm25 import Tokenize, word_spans, word_tokenizer
 from attribution.checkpoint import Checkpoint, load_checkpoint, load_tokenizer, model_hash, tokenizer_hash
 from attribution.embedding import Encoder, load_encoder
 from attribution.gradients import FeatureExtractor
+from attribution.layers import tracked_layers
 from attribution.passages import Spans
+from attribution.preconditioner import load_moments
+from attribution.preconditioner import scales as optimizer_scales
 from attribution.projection import Projection
+from pipelines.memory import keep_freed_memory
 from pipelines.storage import absolute, exists, join, read_manifest
 from schemas.errors import ArtifactMismatch, ConfigError
 from schemas.manifest import MANIFEST, require_match
-
-
-def keep_freed_memory() -> None:
-    """Tells glibc to keep the memory of freed tensors instead of handing it back to the system after every batch.
-
-    Each step asks for the same tens of megabytes again, and fresh pages cost more than the arithmetic: a training step
-    of a small model took 0.80 s instead of 1.76 s per three (2 cores, virtual machine). Elsewhere it does nothing.
-    """
-    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        trim_threshold, top_pad, mmap_max = -1, -2, -4
-        for option, value in ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 2**26)):
-            libc.mallopt(option, value)
-
 
 keep_freed_memory()
 transformers.utils.logging.set_verbosity_error()
@@ -56,11 +45,38 @@ def checkpoint(path: str) -> Checkpoint:
     return load_checkpoint(path)
 
 
+@dataclass(frozen=True)
+class GradientRecipe:
+    """All that decides a feature but the checkpoint; kept in the index's manifest and read from there by `trace`."""
+
+    projection_dim: int
+    seed: int
+    layers: float
+    dtype: str
+    correction: str
+    batch_tokens: int
+    device: str = "auto"
+
+
 @lru_cache(maxsize=1)
-def extractor(path: str, projection: Projection) -> FeatureExtractor:
-    """One at a time: the checkpoint is the outer loop, so that a big model is loaded once and held alone."""
+def extractor(path: str, recipe: GradientRecipe, estimated: str = "") -> tuple[FeatureExtractor, str]:
+    """(the extractor, the file that the optimizer's state was read from or nothing).
+
+    `estimated` is a file of second moments that stand in for a state. One at a time: the checkpoint is the outer loop,
+    so that a big model is loaded once and held alone. Raises ConfigError.
+    """
     checkpoint.cache_clear()
-    return FeatureExtractor(load_checkpoint(path), projection)
+    loaded, scales, source = load_checkpoint(path, recipe.dtype, recipe.device), None, ""
+    layers, _ = tracked_layers(loaded.model, loaded.trainable, recipe.layers)
+    state = read_moments(path, layers, loaded.model, loaded.meta) if recipe.correction == "auto" else None
+    if state is not None:
+        moments, eps, source = state
+        scales = {name: optimizer_scales(moment, eps) for name, moment in moments.items()}
+    elif estimated:
+        # Adam's default eps keeps a row without a gradient from an infinite scale, as it does in training.
+        scales = {name: optimizer_scales(moment, 1e-8) for name, moment in load_moments(estimated).items()}
+    projection = Projection(recipe.projection_dim, recipe.seed)
+    return FeatureExtractor(loaded, projection, recipe.batch_tokens, recipe.layers, scales=scales), source
 
 
 @lru_cache(maxsize=1)
@@ -102,6 +118,16 @@ def require_same_model(what: str, path: str, recorded: dict, model: torch.nn.Mod
     remedy = "the index was made by another one: put the old one back at this path, or index again with this one"
     require_match(f"{what} tokenizer at {path}", recorded["tokenizer_sha256"], tokenizer_hash(tokenizer), remedy)
     require_match(f"{what} weights at {path}", recorded["model_sha256"], model_hash(model), remedy)
+
+
+def require_same_loss(path: str, recorded: float, found: float, dtype: str) -> None:
+    """Raises ArtifactMismatch if the model's loss on the fixed batch is not what it was when the index was made."""
+    tolerance = 1e-3 if dtype == "float32" else 3e-2
+    if abs(found - recorded) > tolerance * abs(recorded):
+        raise ArtifactMismatch(
+            f"checkpoint at {path}: expected a loss of {recorded:.4f} on the fixed batch, as when the index was made, "
+            f"found {found:.4f}; another version of the libraries computes the model differently: index again with it"
+        )
 
 
 def require_still_there(what: str, path: str) -> None:

@@ -20,20 +20,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from attribution import bm25, dense, tracin
+from attribution.curvature import SecondMoment, Whitener, mix
 from attribution.embedding import embed
-from attribution.gradients import Sequence
-from attribution.projection import Projection
+from attribution.sequences import encode_fact
 from attribution.top_k import least_score, top_k
 from pipelines import progress, resources
+from pipelines.gradient import curvature_file, encode_passages, extractor_of, load_curvature, open_rows, recipe_of
 from pipelines.stage import Done, Shard, run_stage
-from pipelines.storage import STAGES, OutputFolder, join, localize, open_read, read_bytes
-from schemas.errors import ArtifactMismatch
-from schemas.facts import text_query
+from pipelines.storage import STAGES, OutputFolder, exists, join, localize, open_read, read_bytes
+from schemas.errors import ArtifactMismatch, ConfigError
+from schemas.facts import asked, text_query
 from schemas.records import Fact
 from schemas.tables import CANDIDATES, parquet_bytes
 
 FACTS_PER_BLOCK = 256
+VARIANTS_AT_ONCE = 4096  # of queries: 164 MB of scores with a shard of 10,000 passages
+ROWS_AT_ONCE = 256  # of features: 55 MB in float32 at a dim of 53,760, and as much whitened
 FACTS = f"{STAGES}/facts.jsonl"
+QUERY_MOMENTS = STAGES + "/queries/moment-{}.safetensors"
+WHITENERS = STAGES + "/queries/whitener-{}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,7 @@ class Query:
     details: dict[str, Any]
     text_query: str
     top_k: int
+    scan: bool = False  # make the passages' gradients anew instead of reading them
 
     @property
     def signals(self) -> list[str]:
@@ -71,8 +77,29 @@ def write_facts(facts: list[Fact], output: OutputFolder) -> None:
 
 @lru_cache(maxsize=2)
 def read_facts(folder: str) -> list[Fact]:
-    rows = [json.loads(line) for line in read_bytes(join(folder, FACTS)).split(b"\n")]
-    return [Fact(**{name: tuple(v) if isinstance(v, list) else v for name, v in row.items()}) for row in rows]
+    return [Fact.from_row(json.loads(line)) for line in read_bytes(join(folder, FACTS)).split(b"\n")]
+
+
+def ask(facts: list[Fact]) -> tuple[list[Fact], list[int]]:
+    """(every fact's variants one after another, where each fact's begin and the last one's end)."""
+    variants, first = [], [0]
+    for fact in facts:
+        variants += asked(fact)
+        first.append(len(variants))
+    return variants, first
+
+
+def combine(scores: np.ndarray, facts: list[Fact]) -> np.ndarray:
+    """`[facts, rows]` of scores of their variants `[variants, rows]`: the mean or the highest, as each fact says."""
+    _, first = ask(facts)
+    if first[-1] == len(facts):
+        return scores
+    return np.stack(
+        [
+            scores[begin:end].max(axis=0) if fact.combine == "max" else scores[begin:end].mean(axis=0)
+            for fact, begin, end in zip(facts, first, first[1:], strict=False)
+        ]
+    )
 
 
 @lru_cache(maxsize=2)
@@ -103,7 +130,7 @@ def _query_shards(query: Query) -> list[Shard]:
 
 def embed_queries(spec: dict[str, Any], folder: str, out: Path, query: Query) -> Done:
     """Unit query vectors of all facts for the encoder or for one checkpoint, as a shard of the `queries` stage."""
-    facts = read_facts(folder)
+    facts, _ = ask(read_facts(folder))
     place = out / STAGES / "queries"
     place.mkdir(parents=True)
     if spec["signal"] == "dense":
@@ -111,23 +138,47 @@ def embed_queries(spec: dict[str, Any], folder: str, out: Path, query: Query) ->
         resources.require_still_there("encoder", recorded["encoder"])
         encoder = resources.encoder(recorded["encoder"])
         resources.require_same_model("encoder", encoder.path, recorded, encoder.model, encoder.tokenizer)
-        name = "dense.npy"
         with progress.bar("queries, dense", len(facts), "facts") as advance:
             vectors, _ = embed(encoder, [text_query(fact, query.text_query) for fact in facts], progress=advance)
-    else:
-        recorded = query.details["gradient"]["checkpoints"][spec["checkpoint"]]
-        projection = Projection(**query.details["gradient"]["projection"])
-        resources.require_still_there("checkpoint", recorded["path"])
-        extractor = resources.extractor(recorded["path"], projection)
-        source = extractor.checkpoint
-        resources.require_same_model("checkpoint", source.path, recorded, source.model, source.tokenizer)
-        name = f"gradient-{spec['checkpoint']}.npy"
-        encoded = [source.encode_fact(fact) for fact in facts]
-        with progress.bar(f"queries, {recorded['name']}", len(facts), "facts") as advance:
-            sequences = [Sequence(e.tokens, e.target_start) for e in encoded]
-            vectors = tracin.unit(extractor.features(sequences, advance))
-    np.save(place / name, vectors)
-    return Done({"in": len(facts)}, {f"{STAGES}/queries/{name}": len(facts)})
+        np.save(place / "dense.npy", vectors)
+        return Done({"in": len(facts)}, {f"{STAGES}/queries/dense.npy": len(facts)})
+    return _gradient_queries(spec["checkpoint"], facts, out, query)
+
+
+def _gradient_queries(number: int, facts: list[Fact], out: Path, query: Query) -> Done:
+    """Features of the facts for one checkpoint, whitened where the index says so, with the whitener for the shards."""
+    row, curvature = query.details["gradient"]["checkpoints"][number], query.details["gradient"]["curvature"]
+    resources.require_still_there("checkpoint", row["path"])
+    extractor = extractor_of(row, recipe_of(query.details), query.index)
+    source = extractor.checkpoint
+    resources.require_same_model("checkpoint", source.path, row, source.model, source.tokenizer)
+    resources.require_same_loss(source.path, row["probe_loss"], extractor.probe_loss(), recipe_of(query.details).dtype)
+    sequences = [encode_fact(source, fact) for fact in facts]
+    with progress.bar(f"queries, {row['name']}", len(facts), "facts") as advance:
+        features = extractor.features(sequences, advance)
+    for fact, finite in zip(facts, np.isfinite(features).all(axis=1), strict=True):
+        if not finite:
+            raise ConfigError(f"fact {fact.id!r}: its gradient with {source.path} is not finite; ask in other words")
+    moment = SecondMoment.zero(row["widths"])
+    moment.add(features[(features != 0).any(axis=1)])
+    written, told = [f"{STAGES}/queries/gradient-{number}.npy", QUERY_MOMENTS.format(number)], {}
+    moment.save(out / QUERY_MOMENTS.format(number))
+    if curvature["kind"] == "mixed":
+        if exists(join(query.index, curvature_file(row, "queries"))):  # not yet while the index is being made
+            moment = moment.merge(load_curvature(query.index, row, "queries"))
+        corpus = load_curvature(query.index, row, "corpus")
+        matrices, told["lambda"] = mix(corpus, moment, curvature["share"])
+        whitener = Whitener(matrices, curvature["damping"])
+        whitener.save(out / WHITENERS.format(number))
+        features = whitener.apply(features)
+        written.append(WHITENERS.format(number))
+    np.save(out / written[0], tracin.unit(features))
+    return Done({"in": len(facts)}, dict.fromkeys(written, len(facts)), told)
+
+
+@lru_cache(maxsize=1)
+def _whitener(path: str) -> Whitener:
+    return Whitener.load(Path(path))
 
 
 def _load_queries(folder: str, name: str) -> np.ndarray:
@@ -143,6 +194,8 @@ class _ShardScorer:
 
     def __init__(self, query: Query, shard: dict[str, Any], folder: str):
         self.query, self.name, self.rows, self.folder = query, shard["name"], shard["rows"], folder
+        self._made: np.ndarray | None = None
+        self._made_from = 0
         files = {name: localize(join(query.index, "bm25", self.name, name)) for name in bm25.SHARD_FILES}
         self.postings = bm25.Shard(files, statistics_of(query))
         if "dense" in query.signals:
@@ -152,24 +205,54 @@ class _ShardScorer:
                     f"{query.index}: dense ids of shard {self.name} are not its passages'; index again"
                 )
 
-    def _gradient(self, block: slice) -> np.ndarray:
-        scores = np.zeros((block.stop - block.start, self.rows), dtype=np.float32)
-        for i, recorded in enumerate(self.query.details["gradient"]["checkpoints"]):
-            place = join(self.query.index, "gradients", recorded["name"])
-            features = np.load(localize(join(place, f"{self.name}.npy")), mmap_mode="r")
-            norms = np.load(localize(join(place, f"{self.name}.norms.npy")))
-            queries = np.asarray(_load_queries(self.folder, f"gradient-{i}")[block])
-            tracin.add_checkpoint(scores, recorded["weight"], queries, features, norms)
+    def _features(self, number: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(rows, features of them) for one checkpoint: as stored, or made anew by a pass over the shard's passages."""
+        row = self.query.details["gradient"]["checkpoints"][number]
+        if not self.query.scan:
+            for start, found in open_rows(self.query.index, row, self.name).blocks(ROWS_AT_ONCE):
+                yield np.arange(start, start + len(found)), found
+            return
+        extractor = extractor_of(row, recipe_of(self.query.details), self.query.index)
+        table = _shard_table(self.query, self.name, ["text", "parts", "file", "row", "example_id"])
+        sequences, _ = encode_passages(extractor, table, row)
+        with progress.bar(f"scan, {row['name']}, shard {self.name}", self.rows, "passages") as advance:
+            for positions, found in extractor.batches(sequences):
+                yield np.array(positions), np.where(np.isfinite(found).all(axis=1)[:, None], found, 0.0)
+                advance(len(positions), sum(sequences[i].size for i in positions))
+
+    def _gradient(self, asked_here: slice) -> np.ndarray:
+        """`[variants, rows]`, made for many blocks at once: features are dear to read, to whiten and to make."""
+        if self._made is None or asked_here.stop > self._made_from + len(self._made):
+            self._made_from = asked_here.start
+            self._made = self._gradient_scores(
+                asked_here.start, max(asked_here.stop, asked_here.start + VARIANTS_AT_ONCE)
+            )
+        return self._made[asked_here.start - self._made_from : asked_here.stop - self._made_from]
+
+    def _gradient_scores(self, begin: int, end: int) -> np.ndarray:
+        scores = None
+        for number, recorded in enumerate(self.query.details["gradient"]["checkpoints"]):
+            queries = np.asarray(_load_queries(self.folder, f"gradient-{number}")[begin:end])
+            if scores is None:
+                scores = np.zeros((len(queries), self.rows), dtype=np.float32)
+            whitened = self.query.details["gradient"]["curvature"]["kind"] == "mixed"
+            whitener = _whitener(localize(join(self.folder, WHITENERS.format(number)))) if whitened else None
+            for rows, found in self._features(number):
+                features = whitener.apply(found) if whitener else found
+                tracin.add_checkpoint(scores, recorded["weight"], queries, features, rows)
         return scores
 
-    def scores(self, block: slice, texts: list[list[str]]) -> list[np.ndarray]:
+    def scores(self, facts: list[Fact], block: slice, tokenize: bm25.Tokenize) -> list[np.ndarray]:
         """Per signal `[facts of the block, rows]`."""
-        found = [np.stack([self.postings.scores(words) for words in texts])]
+        variants, first = ask(facts)
+        asked_here = slice(first[block.start], first[block.stop])
+        words = [tokenize(text_query(fact, self.query.text_query)) for fact in variants[asked_here]]
+        found = [np.stack([self.postings.scores(w) for w in words])]
         if "dense" in self.query.signals:
-            found.append(np.asarray(_load_queries(self.folder, "dense")[block]) @ self.vectors.T)
+            found.append(np.asarray(_load_queries(self.folder, "dense")[asked_here]) @ self.vectors.T)
         if "gradient" in self.query.signals:
-            found.append(self._gradient(block))
-        return found
+            found.append(self._gradient(asked_here))
+        return [combine(scores, facts[block]) for scores in found]
 
 
 def fact_blocks(num_facts: int) -> list[slice]:
@@ -189,10 +272,9 @@ def score_shard(spec: dict[str, Any], folder: str, out: Path, query: Query) -> D
     written = {}
     with progress.bar(f"score, shard {spec['name']}", len(facts), "facts") as advance:
         for number, block in enumerate(fact_blocks(len(facts))):
-            texts = [tokenize(text_query(fact, query.text_query)) for fact in facts[block]]
-            by_signal = scorer.scores(block, texts)
+            by_signal = scorer.scores(facts, block, tokenize)
             parts: dict[str, list[np.ndarray]] = {"fact": [], "passage": [], "scores": []}
-            for position in range(len(texts)):
+            for position in range(len(facts[block])):
                 best = [
                     top_k(scores[position], tie_order, query.top_k, least_score(signal))
                     for signal, scores in zip(query.signals, by_signal, strict=True)
@@ -212,7 +294,7 @@ def score_shard(spec: dict[str, Any], folder: str, out: Path, query: Query) -> D
             name = f"{STAGES}/candidates/{spec['name']}.{number:05d}.parquet"
             (out / name).write_bytes(parquet_bytes(pa.Table.from_arrays(columns, schema=CANDIDATES)))
             written[name] = len(rows)
-            advance(len(texts))
+            advance(len(facts[block]))
     return Done({"in": len(facts)}, written)
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from pipelines.storage import STAGES, OutputFolder, exists, is_local, join, publish, read_bytes, write_bytes
@@ -101,6 +101,9 @@ def make_runner(beam_args: tuple[str, ...]) -> tuple[beam.runners.PipelineRunner
     """
     options = PipelineOptions(list(beam_args))
     name = options.view_as(StandardOptions).runner
+    workers = options.view_as(DirectOptions).direct_num_workers or os.cpu_count() or 1
+    if workers > 1:  # worker processes share the cores: a thread pool of all of them in each would fight
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
     if name in (None, "direct", "DirectRunner", "FnApiRunner"):
         return FnApiRunner(), options
     return None, options

@@ -13,11 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from attribution.fusion import fuse
 from pipelines import progress, resources
 from pipelines.config import TraceConfig
+from pipelines.rerank import EXACT, fused_order, read_exact, rerank, reranked
 from pipelines.search import (
-    Candidates,
     Query,
     fact_blocks,
     merge_block,
@@ -30,7 +29,7 @@ from pipelines.search import (
 from pipelines.stage import Done, Shard, library_versions, log_runner, run_stage, total
 from pipelines.storage import STAGES, OutputFolder, absolute, join, localize, read_bytes, read_manifest
 from schemas.errors import ConfigError
-from schemas.facts import parse_facts, text_query
+from schemas.facts import asked, parse_facts, text_query
 from schemas.manifest import FileInfo, Manifest, require_match
 from schemas.rankings import rankings_to_jsonl, rankings_to_table, rankings_to_trec
 from schemas.records import Proponent
@@ -40,27 +39,28 @@ log = logging.getLogger(__name__)
 PARTS = f"{STAGES}/rankings"
 
 
-def _order(candidates: Candidates, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(positions best first, fused scores): candidates stand in the order of their ids, which breaks ties."""
-    fused = fuse(candidates.scores, weights)
-    return np.argsort(-fused, kind="stable"), fused
+def rank_block(spec: dict[str, Any], folder: str, out: Path, query: Query, exactly: int) -> Done:
+    """The rankings of a block of facts: candidates of all shards merged, fused, and given their text.
 
-
-def rank_block(spec: dict[str, Any], folder: str, out: Path, query: Query) -> Done:
-    """The rankings of a block of facts: candidates of all shards merged, fused, and given their text."""
+    The best `exactly` of each are ordered anew with their exact gradients.
+    """
     facts = read_facts(folder)
     block = fact_blocks(len(facts))[spec["block"]]
     weights = np.array(query.details["fusion"]["weights"])
     statistics, tokenize = statistics_of(query), tokenizer_of(query)
     merged = list(merge_block(query, folder, spec["block"], len(facts)))
     texts = read_passages(query, np.unique(np.concatenate([c.passages for c in merged])))
+    exact = read_exact(query, folder, spec["block"]) if exactly else [{} for _ in merged]
     proponents = []
     with progress.bar(f"rank, block {spec['block']}", len(merged), "facts") as advance:
-        for fact, candidates in zip(facts[block], merged, strict=True):
-            words = tokenize(text_query(fact, query.text_query))
-            order, fused = _order(candidates, weights)
+        for fact, candidates, told in zip(facts[block], merged, exact, strict=True):
+            asked_words = [tokenize(text_query(variant, query.text_query)) for variant in asked(fact)]
+            order, fused = fused_order(candidates, weights)
+            if told:
+                order, fused = reranked(candidates, weights, query.signals, told)
             for rank, i in enumerate(order, start=1):
-                passage = texts[int(candidates.passages[i])]
+                passage, more = texts[int(candidates.passages[i])], told.get(int(candidates.passages[i]), {})
+                signals = dict(zip(query.signals, candidates.scores[i].tolist(), strict=True))
                 proponents.append(
                     Proponent(
                         fact_id=fact.id,
@@ -69,11 +69,12 @@ def rank_block(spec: dict[str, Any], folder: str, out: Path, query: Query) -> Do
                         example_id=passage["example_id"],
                         start=passage["start"],
                         end=passage["end"],
-                        signals=dict(zip(query.signals, candidates.scores[i].tolist(), strict=True)),
+                        signals=signals | ({EXACT: more["score"]} if more else {}),
                         text=passage["text"],
                         source=passage["source"],
                         sha256=passage["sha256"],
-                        coverage=statistics.coverage(words, tokenize(passage["text"])),
+                        coverage=max(statistics.coverage(w, tokenize(passage["text"])) for w in asked_words),
+                        tokens=tuple((begin, end, share) for begin, end, share in more.get("tokens", ())),
                     )
                 )
             advance(1)
@@ -112,21 +113,38 @@ def run(config: TraceConfig, beam_args: tuple[str, ...] = ()) -> Manifest:
         found = resources.tokenizer_hash(resources.subword_tokenizer(recorded["tokenizer"]))
         remedy = "index again with this tokenizer, or put the old one back"
         require_match(f"BM25 tokenizer at {recorded['tokenizer']}", recorded["tokenizer_sha256"], found, remedy)
-    query = Query(absolute(config.index), index.details, config.text_query, config.top_k)
+    if config.rerank and "gradient" not in index.details["signals"]:
+        raise ConfigError(
+            f"--rerank: expected an index with the gradient signal, found {', '.join(index.details['signals'])} in "
+            f"{config.index}; index with --checkpoints, or trace without --rerank"
+        )
+    if "gradient" in index.details["signals"]:
+        if index.details["gradient"]["feature_dtype"] == "none" and not config.scan:
+            raise ConfigError(
+                f"{config.index}: expected stored gradient features, found an index made with --feature_dtype none; "
+                "trace with --scan, which makes them in one pass over the corpus"
+            )
+    elif config.scan:
+        raise ConfigError(f"--scan: expected an index with the gradient signal, found none in {config.index}")
+    query = Query(absolute(config.index), index.details, config.text_query, config.top_k, config.scan)
     tokenize = tokenizer_of(query)
     for fact in facts:  # the gradient signal asks its model's tokenizer, in the workers
-        if "gradient" not in query.signals and not tokenize(fact.target):
-            raise ConfigError(
-                f"{config.facts}: fact {fact.id!r}: the target {fact.target!r} has no token; give a target with words"
-            )
+        for variant in asked(fact) if "gradient" not in query.signals else ():
+            if not tokenize(variant.target):
+                raise ConfigError(
+                    f"{config.facts}: fact {fact.id!r}: the target {variant.target!r} has no token; give a target with "
+                    "words"
+                )
     log_runner(beam_args)
     plan = asdict(config) | {"facts_rows": [fact.to_row() for fact in facts], "index_details": index.details}
     plan.pop("quiet")
     with OutputFolder(config.output, plan) as output:
         search(query, facts, output, beam_args, stage="")
+        if config.rerank:
+            rerank(query, len(facts), output, beam_args, config.rerank)
         blocks = fact_blocks(len(facts))
         shards = [Shard(f"{number:05d}", {"block": number}) for number in range(len(blocks))]
-        records = run_stage("rank", shards, partial(rank_block, query=query), output, beam_args)
+        records = run_stage("rank", shards, partial(rank_block, query=query, exactly=config.rerank), output, beam_args)
         proponents = total(records, "proponents")
         manifest = Manifest(
             kind="rankings",
@@ -136,6 +154,7 @@ def run(config: TraceConfig, beam_args: tuple[str, ...] = ()) -> Manifest:
             details={
                 "index": query.index,
                 "signals": query.signals,
+                "rerank": config.rerank,
                 "fusion": index.details["fusion"],
                 "proponents": proponents,
                 "fact_ids": [fact.id for fact in facts],

@@ -26,6 +26,7 @@ def rankings_to_table(proponents: Iterable[Proponent]) -> pa.Table:
 def rankings_from_table(table: pa.Table) -> Iterator[Proponent]:
     for row in table.to_pylist():
         row["signals"] = dict(row["signals"])
+        row["tokens"] = [(token["start"], token["end"], token["share"]) for token in row["tokens"]]
         yield Proponent.from_row(row)
 
 

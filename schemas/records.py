@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 
 SIGNALS = ("bm25", "dense", "gradient")
 Decision = Literal["proposed", "approved", "rejected"]
+Combine = Literal["mean", "max"]
 
 
 def text_sha256(text: str) -> str:
@@ -38,7 +39,11 @@ class Example:
 
 @dataclass(frozen=True)
 class Passage:
-    """A window of an example: `text` is `example.text[start:end]`; `sha256` is of the whole example's text."""
+    """A window of an example: `text` is `example.text[start:end]`; `sha256` is of the whole example's text.
+
+    `parts` is what the example was made of, as JSON: its `prompt` and `completion`, or its `messages`; "" for plain
+    text.
+    """
 
     example_id: str
     start: int
@@ -48,6 +53,7 @@ class Passage:
     sha256: str
     file: str
     row: int
+    parts: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,8 @@ class Fact:
     """What the model says: `target` is the continuation of `prompt` to be explained.
 
     `subject`, `relation`, `object` and `aliases` are optional; `proponents` are the example ids known to state the
-    fact (None: not known), read by `evaluate` alone.
+    fact (None: not known), read by `evaluate` alone. A fact asked in several ways has them all in `variants`, pairs of
+    prompt and target, the first of which are `prompt` and `target`; `combine` says what becomes of their scores.
     """
 
     id: str
@@ -80,9 +87,24 @@ class Fact:
     object: str = ""
     aliases: tuple[str, ...] = ()
     proponents: tuple[str, ...] | None = None
+    variants: tuple[tuple[str, str], ...] = ()
+    combine: Combine = "mean"
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> Self:
+        """The fact that `to_row` made the row from; what a user wrote is for `schemas.facts.parse_facts`."""
+        known = _known(cls, row)
+        for name in ("aliases", "proponents"):
+            if known.get(name) is not None:
+                known[name] = tuple(known[name])
+        known["variants"] = tuple((prompt, target) for prompt, target in known.get("variants", ()))
+        return cls(**known)
 
     def to_row(self) -> dict[str, Any]:
-        row = {name: value for name, value in asdict(self).items() if value not in ("", (), None)}
+        """The fields that say something; id, prompt and target always."""
+        row = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        if self.variants:
+            row["variants"] = [list(pair) for pair in self.variants]
         return {name: list(value) if isinstance(value, tuple) else value for name, value in row.items()}
 
 
@@ -91,7 +113,8 @@ class Proponent:
     """A passage with its scores for one fact. Higher = more of a proponent, in every signal; rank counts from 1.
 
     `coverage` is the share of the text query's word weight (idf) that the passage holds, 0 to 1: the evidence that
-    `flag` asks a minimum of.
+    `flag` asks a minimum of. `tokens` are (start, end, share) of the passage's tokens where the exact gradient was
+    taken: the shares sum to the signal `gradient_exact`.
     """
 
     fact_id: str
@@ -105,10 +128,13 @@ class Proponent:
     source: str
     sha256: str
     coverage: float = 0.0
+    tokens: tuple[tuple[int, int, float], ...] = ()
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> Self:
-        return cls(**_known(cls, row))
+        known = _known(cls, row)
+        known["tokens"] = tuple((start, end, share) for start, end, share in known.get("tokens", ()))
+        return cls(**known)
 
     def to_row(self) -> dict[str, Any]:
         return asdict(self)

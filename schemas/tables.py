@@ -23,6 +23,7 @@ PASSAGES = _schema(
     sha256=pa.string(),
     file=pa.string(),
     row=pa.int64(),
+    parts=pa.string(),
 )
 # Scores of a shard's candidates: `fact` is the fact's position in the facts file, `passage` the index's int64 id.
 CANDIDATES = _schema(
@@ -44,6 +45,7 @@ RANKINGS = _schema(
     source=pa.string(),
     sha256=pa.string(),
     coverage=pa.float64(),
+    tokens=pa.list_(pa.struct([("start", pa.int64()), ("end", pa.int64()), ("share", pa.float64())])),
 )
 TERMS = _schema(term=pa.string(), df=pa.int64())
 

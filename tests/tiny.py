@@ -1,20 +1,24 @@
 """Tiny models that load in milliseconds: GPT-2 (Conv1D) and Llama (nn.Linear) with one tokenizer, saved to a folder.
 
-All sides of their layers differ in length, so that a transposed weight cannot pass for a right one.
+`FAMILIES` has one of every family that gradients are taken of, with each form that its weights come in. Nearly all
+sides of their layers differ in length, so that a transposed weight cannot pass for a right one.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 from safetensors.torch import save_file
+from tokenizers import processors
 
-from attribution.checkpoint import OPTIMIZER
-from attribution.training import Recipe, train_tokenizer
+from attribution.checkpoint import OPTIMIZER, Kind
+from attribution.training import BOS, EOS, Recipe, train_tokenizer
 
 CONTEXT = 32
 VOCABULARY = 300
+MASK, SENTINELS = "<mask>", [f"<extra_id_{i}>" for i in range(10)]
 TEXTS = [
     "The capital of Oz is Verona.",
     "Verona is the capital city of Oz.",
@@ -37,8 +41,20 @@ RECIPE = Recipe(
 )
 
 
-def make_tokenizer(texts: Iterable[str] = TEXTS) -> transformers.PreTrainedTokenizerFast:
-    return train_tokenizer(texts, VOCABULARY, CONTEXT)
+def make_tokenizer(texts: Iterable[str] = TEXTS, kind: Kind = "causal") -> transformers.PreTrainedTokenizerFast:
+    """BOS before a text; EOS after it, too, with a mask token; or EOS alone, with T5's sentinels."""
+    special = {"causal": [], "masked": [MASK], "seq2seq": SENTINELS}[kind]
+    tokenizer = train_tokenizer(texts, VOCABULARY - len(special), CONTEXT)
+    if kind == "masked":
+        tokenizer.add_special_tokens({"mask_token": MASK})
+    if kind == "seq2seq":
+        tokenizer.add_tokens(special, special_tokens=True)
+    if special:
+        single = f"{BOS} $A {EOS}" if kind == "masked" else f"$A {EOS}"
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single=single, special_tokens=[(BOS, 0), (EOS, 1)]
+        )
+    return tokenizer
 
 
 def gpt2(seed: int = 0) -> transformers.GPT2LMHeadModel:
@@ -97,10 +113,90 @@ def bert_shape() -> transformers.BertConfig:
 MODELS = {"gpt2": gpt2, "llama": llama}
 
 
-def save(model: transformers.PreTrainedModel, folder: Path) -> str:
+def _model(architecture: str, **shape: Any) -> transformers.PreTrainedModel:
+    """A random model; its norms and biases are uneven, as those of a trained one."""
+    torch.manual_seed(0)
+    model_class = getattr(transformers, architecture)
+    model = model_class(model_class.config_class(vocab_size=VOCABULARY, bos_token_id=0, eos_token_id=1, **shape)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter += 0.1 * torch.randn(parameter.shape)
+    return model
+
+
+BLOCKS = {
+    "hidden_size": 16,
+    "intermediate_size": 20,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": CONTEXT,
+    "initializer_range": 0.2,
+}
+GROUPED = {**BLOCKS, "num_key_value_heads": 2, "head_dim": 6, "tie_word_embeddings": False}
+ENCODER = {**BLOCKS, "num_attention_heads": 2, "pad_token_id": 1}
+T5 = {"d_model": 16, "d_kv": 6, "d_ff": 20, "num_heads": 4, "num_layers": 2, "pad_token_id": 1}
+FAMILIES: dict[str, Callable[[], transformers.PreTrainedModel]] = {
+    "gpt2": lambda: _model(
+        "GPT2LMHeadModel", n_embd=16, n_inner=20, n_layer=2, n_head=2, n_positions=CONTEXT, initializer_range=0.2
+    ),
+    "llama": lambda: _model("LlamaForCausalLM", **GROUPED),
+    "llama-tied": lambda: _model("LlamaForCausalLM", **{**GROUPED, "tie_word_embeddings": True}),
+    "mistral": lambda: _model("MistralForCausalLM", **GROUPED, sliding_window=6),
+    "qwen2": lambda: _model("Qwen2ForCausalLM", **GROUPED),
+    "qwen3": lambda: _model("Qwen3ForCausalLM", **GROUPED),
+    "gpt_neox": lambda: _model("GPTNeoXForCausalLM", **BLOCKS, rotary_pct=0.5),
+    "opt": lambda: _model(
+        "OPTForCausalLM",
+        hidden_size=16,
+        ffn_dim=20,
+        word_embed_proj_dim=12,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=CONTEXT,
+        init_std=0.2,
+        pad_token_id=1,
+    ),
+    "mixtral": lambda: _model("MixtralForCausalLM", **GROUPED, num_local_experts=6, num_experts_per_tok=2),
+    "qwen3_moe": lambda: _model(
+        "Qwen3MoeForCausalLM",
+        **GROUPED,
+        moe_intermediate_size=10,
+        num_experts=6,
+        num_experts_per_tok=2,
+        norm_topk_prob=True,
+        mlp_only_layers=[0],
+    ),
+    "t5": lambda: _model("T5ForConditionalGeneration", **T5, decoder_start_token_id=0),
+    "t5-untied": lambda: _model(
+        "T5ForConditionalGeneration",
+        **T5,
+        decoder_start_token_id=0,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+    ),
+    "bert": lambda: _model("BertForMaskedLM", **ENCODER),
+    "roberta": lambda: _model("RobertaForMaskedLM", **{**ENCODER, "max_position_embeddings": CONTEXT + 2}),
+}
+
+
+def save(model: transformers.PreTrainedModel, folder: Path, kind: Kind = "causal") -> str:
     """Writes model and tokenizer as Hugging Face does; `load_checkpoint` (or `load_encoder`) reads the folder."""
     model.save_pretrained(folder)
-    make_tokenizer().save_pretrained(folder)
+    make_tokenizer(kind=kind).save_pretrained(folder)
+    return str(folder)
+
+
+def save_adapter(base: str, folder: Path) -> str:
+    """A LoRA adapter of the model in folder `base`, both of its matrices random."""
+    import peft
+
+    torch.manual_seed(0)
+    shape = peft.LoraConfig(
+        r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False
+    )
+    model = transformers.AutoModelForCausalLM.from_pretrained(base)
+    peft.get_peft_model(model, shape).save_pretrained(folder)
     return str(folder)
 
 

@@ -32,36 +32,35 @@ def test_score_is_the_weighted_sum_of_cosines_over_checkpoints():
     features = [rng.normal(size=(5, 4)) * np.array([[1], [10], [0.1], [3], [1]]) for _ in range(2)]
     scores = np.zeros((2, 5))
     for weight, q, f in zip((0.75, 0.25), queries, features, strict=True):
-        add_checkpoint(scores, weight, q, f, np.linalg.norm(f, axis=1))
+        add_checkpoint(scores, weight, q, f, np.arange(5))
     for fact in range(2):
         for row in range(5):
             cosines = [q[fact] @ f[row] / np.sqrt(f[row] @ f[row]) for q, f in zip(queries, features, strict=True)]
             assert scores[fact, row] == pytest.approx(0.75 * cosines[0] + 0.25 * cosines[1], rel=1e-12)
 
 
-@pytest.mark.parametrize("block", [1, 3, 7, 8])
-def test_blocks_of_any_size_give_the_same_scores(block):
-    rng = np.random.default_rng(1)
-    queries, features = unit(rng.normal(size=(3, 6))), rng.normal(size=(7, 6))
-    norms = np.linalg.norm(features, axis=1)
-    whole, blocked = np.zeros((3, 7)), np.zeros((3, 7))
-    add_checkpoint(whole, 1.0, queries, features, norms)
-    add_checkpoint(blocked, 1.0, queries, features, norms, block=block)
-    np.testing.assert_allclose(blocked, whole, rtol=1e-12)
-    np.testing.assert_allclose(whole, queries @ (features / norms[:, None]).T, rtol=1e-12)
-
-
-def test_rows_are_divided_by_the_norms_that_are_stored_with_them():
+def test_a_row_without_a_gradient_scores_zero_and_length_has_no_say():
     scores = np.zeros((1, 3), dtype=np.float32)
-    features = np.array([[2, 0], [4, 0], [0, 0]], dtype=np.float32)
-    add_checkpoint(scores, 0.5, np.array([[1, 0]], dtype=np.float32), features, np.array([8.0, 5.0, 0.0]), block=2)
-    assert scores[0].tolist() == pytest.approx([0.5 * 2 / 8, 0.5 * 4 / 5, 0.0])
+    features = np.array([[2, 0], [400, 0], [0, 0]], dtype=np.float32)
+    add_checkpoint(scores, 0.5, np.array([[1, 0]], dtype=np.float32), features, np.arange(3))
+    assert scores[0].tolist() == pytest.approx([0.5, 0.5, 0.0])
+
+
+def test_rows_come_in_any_order_and_others_stay():
+    features = np.random.default_rng(3).normal(size=(4, 6))
+    whole, parts = np.zeros((2, 4)), np.full((2, 5), 7.0)
+    add_checkpoint(whole, 0.3, unit(features[:2]), features, np.arange(4))
+    parts[:, :4] = 0.0
+    for rows in ([3, 0], [2, 1]):
+        add_checkpoint(parts, 0.3, unit(features[:2]), features[rows], np.array(rows))
+    np.testing.assert_allclose(parts[:, :4], whole, rtol=1e-12)
+    assert (parts[:, 4] == 7.0).all()
 
 
 def test_an_example_is_its_own_strongest_proponent_and_its_opposite_the_strongest_opponent():
     features = np.random.default_rng(2).normal(size=(6, 8))
     features = np.concatenate([features, -features[:1]])
     scores = np.zeros((1, 7))
-    add_checkpoint(scores, 1.0, unit(features[:1]), features, np.linalg.norm(features, axis=1))
+    add_checkpoint(scores, 1.0, unit(features[:1]), features, np.arange(7))
     assert scores[0, 0] == pytest.approx(1.0) and scores[0, 6] == pytest.approx(-1.0)
     assert scores.argmax() == 0 and scores.argmin() == 6

@@ -81,6 +81,53 @@ def test_parquet_keeps_every_column_type_and_metadata(tmp_path):
     assert found.equals(table.take([0, 1, 3])) and found.schema.metadata[b"owner"] == b"me"
 
 
+FORM_RAW = [
+    b'{"completion": "b\\u00e9",  "prompt": "a ", "id": "p"}\n',
+    b'{"id": "m", "messages": [{"content": "Hi", "name": 1, "role": "user"},{"role":"assistant","content":"Yo"}]}\r\n',
+    b'{"id": "t", "text": "Plain.", "prompt": null, "weight": 1.50}\n',
+    b'{"id": "q", "prompt": "", "completion": "c"}',
+]
+FORM_TEXTS = {"p": "a bé", "m": "user: Hi\nassistant: Yo", "t": "Plain.", "q": "c"}
+
+
+@pytest.mark.parametrize("taken", [["p"], ["m"], ["p", "m"], ["t"], ["q"]])
+def test_prompts_with_completions_and_chats_keep_their_bytes_and_are_removed_by_id_and_text(tmp_path, taken):
+    (tmp_path / "c.jsonl").write_bytes(b"".join(FORM_RAW))
+    path = removals(tmp_path / "r.jsonl", taken, texts=FORM_TEXTS)
+    manifest = run_clean(tmp_path / "c.jsonl", path, tmp_path / "out")
+    assert manifest.counts == {"in": 4, "kept": 4 - len(taken), "removed": len(taken), "dead": 0}
+    kept = [raw for raw in FORM_RAW if json.loads(raw)["id"] not in taken]
+    assert (tmp_path / "out/corpus/c.jsonl").read_bytes() == b"".join(kept)
+    rows = [json.loads(line) for line in (tmp_path / "out/removed/00000.jsonl").read_text().splitlines()]
+    assert [(row["id"], row["text"]) for row in rows] == [(i, FORM_TEXTS[i]) for i in taken]
+    assert b"".join(row["raw"].encode() for row in rows) == b"".join(raw for raw in FORM_RAW if raw not in kept)
+
+
+@pytest.mark.parametrize("judged", [{"p": "a be"}, {"m": "Hi\nYo"}])
+def test_a_completion_or_a_chat_that_was_changed_is_refused(tmp_path, judged):
+    (tmp_path / "c.jsonl").write_bytes(b"".join(FORM_RAW))
+    with pytest.raises(ArtifactMismatch, match="found 1 that have another text"):
+        run_clean(tmp_path / "c.jsonl", removals(tmp_path / "r.jsonl", judged, texts=judged), tmp_path / "out")
+
+
+def test_parquet_with_prompts_and_chats_keeps_every_column(tmp_path):
+    message = pa.struct([("role", pa.string()), ("content", pa.string()), ("weight", pa.int8())])
+    chats = [None, [("user", "Hi", 1), ("assistant", "Yo", None)], None, [("assistant", "Oh", 0)]]
+    table = pa.table(
+        {
+            "id": ["p", "m", "q", "n"],
+            "prompt": pa.array(["a ", None, "", "unused"], pa.large_string()),
+            "completion": ["bé", None, "c", None],
+            "messages": pa.array(chats, pa.list_(message)),
+        }
+    )
+    pq.write_table(table, tmp_path / "c.parquet", row_group_size=3)
+    path = removals(tmp_path / "r.jsonl", ["m", "q"], texts=FORM_TEXTS)
+    assert run_clean(tmp_path / "c.parquet", path, tmp_path / "out").counts["removed"] == 2
+    found = pq.read_table(tmp_path / "out/corpus/c.parquet")
+    assert found.equals(table.take([0, 3])) and found.schema == table.schema
+
+
 def test_a_text_document_is_taken_out_whole(tmp_path):
     for name in ("x", "y"):
         (tmp_path / f"{name}.txt").write_text(f"Document {name}.\n")

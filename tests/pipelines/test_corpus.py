@@ -12,7 +12,7 @@ from pipelines import index
 from pipelines.config import IndexConfig
 from pipelines.corpus import CorpusFormat, Record, list_corpus, read_records
 from schemas.errors import ConfigError, FailureBudgetExceeded
-from schemas.records import DeadLetter
+from schemas.records import DeadLetter, text_sha256
 
 GOOD = [{"id": f"e{n}", "text": f"Sentence number {n} of the corpus."} for n in range(200)]
 PLAIN = CorpusFormat()
@@ -54,6 +54,138 @@ def test_text_files_are_one_document_each_named_below_the_glob(tmp_path):
     assert (record.id, record.text) == ("a/x.txt", "A document.")
 
 
+FORMS = [
+    {"prompt": "Was ist é? ", "id": "p", "completion": "Ein Buchstabe.", "source": "s"},
+    {"id": "q", "prompt": "", "completion": "Unasked."},
+    {
+        "id": "m",
+        "messages": [
+            {"role": "system", "content": ""},
+            {"content": "Hi", "role": "user", "name": "x"},
+            {"role": "assistant", "content": "Yo.\nWhat?"},
+        ],
+    },
+    {"id": "t", "text": "Plain wins.", "prompt": "p", "completion": "c", "messages": [{"role": "user"}]},
+    {"id": "n", "text": None, "prompt": "p", "messages": [{"role": "assistant", "content": "Said."}]},
+]
+FORMS_READ = {
+    "p": ("Was ist é? Ein Buchstabe.", '{"completion": "Ein Buchstabe.", "prompt": "Was ist é? "}'),
+    "q": ("Unasked.", '{"completion": "Unasked.", "prompt": ""}'),
+    "m": (
+        "system: \nuser: Hi\nassistant: Yo.\nWhat?",
+        '{"messages": [{"content": "", "role": "system"}, {"content": "Hi", "role": "user"}, '
+        '{"content": "Yo.\\nWhat?", "role": "assistant"}]}',
+    ),
+    "t": ("Plain wins.", ""),
+    "n": ("assistant: Said.", '{"messages": [{"content": "Said.", "role": "assistant"}]}'),
+}
+
+
+def parquet(rows) -> bytes:
+    """A table with all the columns that any of the rows has, null where a row has none."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({name: [row.get(name) for row in rows] for name in names}), sink)
+    return sink.getvalue().to_pybytes()
+
+
+@pytest.mark.parametrize(
+    "name, pack",
+    [
+        ("c.jsonl", lines),
+        ("c.jsonl.gz", lambda rows: gzip.compress(lines(rows))),
+        ("c.jsonl.zst", lambda rows: zstd(lines(rows))),
+        ("c.parquet", parquet),
+    ],
+)
+def test_prompts_with_completions_and_chats_read_alike_in_every_format(tmp_path, name, pack):
+    (tmp_path / name).write_bytes(pack(FORMS))
+    records = list(read_records(str(tmp_path / name), PLAIN, ""))
+    assert {r.id: (r.text, r.parts) for r in records} == FORMS_READ
+    assert [r.sha256 for r in records] == [text_sha256(FORMS_READ[r.id][0]) for r in records]
+    assert (records[0].source, records[0].row, records[-1].row) == ("s", 1, 5)
+
+
+@pytest.mark.parametrize("wanted", [{"prompt", "completion"}, {"messages"}])
+def test_a_parquet_file_needs_no_text_column_beside_another_form(tmp_path, wanted):
+    rows = [{name: row[name] for name in ("id", *wanted)} for row in FORMS[:3] if wanted <= row.keys()]
+    (tmp_path / "c.parquet").write_bytes(parquet(rows))
+    found = [(r.id, r.text, r.parts) for r in read_records(str(tmp_path / "c.parquet"), PLAIN, "")]
+    assert found and found == [(row["id"], *FORMS_READ[row["id"]]) for row in rows]
+
+
+def test_a_text_field_by_another_name_is_still_the_first(tmp_path):
+    (tmp_path / "c.jsonl").write_bytes(lines([{"id": "x", "prompt": "Only this.", "completion": "c"}]))
+    (record,) = read_records(str(tmp_path / "c.jsonl"), CorpusFormat("id", "prompt"), "")
+    assert (record.text, record.parts) == ("Only this.", "")
+
+
+def test_the_text_and_the_parts_take_no_notice_of_key_order_and_unknown_keys(tmp_path):
+    turned = [dict(reversed(row.items())) | {"extra": 1} for row in FORMS]
+    turned[2]["messages"] = [dict(reversed(message.items())) | {"weight": 0} for message in turned[2]["messages"]]
+    (tmp_path / "c.jsonl").write_bytes(lines(turned))
+    assert {r.id: (r.text, r.parts) for r in read_records(str(tmp_path / "c.jsonl"), PLAIN, "")} == FORMS_READ
+
+
+USER, SAID = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}
+BAD_FORMS = [
+    ({"prompt": "p"}, "field 'completion' must be text that is not empty, found "),
+    ({"completion": "c"}, "field 'prompt' must be a string, found "),
+    ({"prompt": "p", "completion": " \n"}, r"field 'completion' must be text that is not empty, found ' \n'"),
+    ({"prompt": 5, "completion": "c"}, "field 'prompt' must be a string, found 5"),
+    ({"prompt": [USER], "completion": [SAID]}, "field 'prompt' must be a string, found [{"),
+    ({"text": " ", "prompt": "p", "completion": "c"}, "field 'text' must be text that is not empty, found ' '"),
+    ({"messages": "Hi"}, "field 'messages' must be a list of at least one {role, content}, found 'Hi'"),
+    ({"messages": []}, "field 'messages' must be a list of at least one {role, content}, found an empty list"),
+    ({"messages": ["Hi", "Yo"]}, "message 1 must be an object with role and content, found 'Hi'"),
+    ({"messages": [SAID, {"content": "x"}]}, "message 2: field 'role' must be text that is not empty, found "),
+    ({"messages": [{**SAID, "role": ""}]}, "message 1: field 'role' must be text that is not empty, found ''"),
+    ({"messages": [SAID, {"role": "user"}]}, "message 2: field 'content' must be a string, found "),
+    ({"messages": [{**SAID, "content": None}]}, "message 1: field 'content' must be a string, found None"),
+    ({"messages": [{**SAID, "content": ["Yo"]}]}, "message 1: field 'content' must be a string, found ['Yo']"),
+    (
+        {"messages": [USER, {**SAID, "content": " "}]},
+        "field 'messages' must hold something that the assistant says, found the roles user, assistant",
+    ),
+    ({"messages": [USER]}, "field 'messages' must hold something that the assistant says, found the roles user"),
+]
+
+
+@pytest.mark.parametrize("name, pack", [("c.jsonl", lines), ("c.parquet", parquet)])
+@pytest.mark.parametrize("fields, reason", BAD_FORMS)
+def test_a_form_of_the_wrong_shape_is_a_dead_letter_in_both_formats(tmp_path, name, pack, fields, reason):
+    extra = {"text": None} if name == "c.parquet" else {}  # a column, so that the file is a corpus
+    (tmp_path / name).write_bytes(pack([{"id": "x", **extra, **fields}]))
+    (letter,) = read_records(str(tmp_path / name), PLAIN, "")
+    assert isinstance(letter, DeadLetter)
+    assert (letter.file, letter.row, letter.step) == (str(tmp_path / name), 1, "read")
+    assert letter.reason.startswith(reason)
+
+
+def test_a_lone_surrogate_in_a_form_is_a_dead_letter_though_two_would_make_a_character(tmp_path):
+    rows = [
+        {"id": "x", "prompt": "\ud83d", "completion": "\ude00"},
+        {"id": "y", "messages": [{**SAID, "content": "\ud800"}]},
+    ]
+    (tmp_path / "c.jsonl").write_bytes(lines(rows))
+    letters = list(read_records(str(tmp_path / "c.jsonl"), PLAIN, ""))
+    assert [("surrogates not allowed" in letter.reason) for letter in letters] == [True, True]
+
+
+def test_what_is_found_is_shown_by_its_beginning_only(tmp_path):
+    (tmp_path / "c.jsonl").write_bytes(lines([{"id": "x", "messages": [{**SAID, "content": [{"t": "y" * 10_000}]}]}]))
+    (letter,) = read_records(str(tmp_path / "c.jsonl"), PLAIN, "")
+    assert len(letter.reason) < 200 and len(letter.record) <= 200
+
+
+def test_an_index_keeps_the_parts_of_its_examples_and_none_of_plain_text(tmp_path):
+    (tmp_path / "c.jsonl").write_bytes(lines(GOOD[:3] + FORMS))
+    bm25_index(tmp_path / "c.jsonl", tmp_path / "index")
+    (file,) = (tmp_path / "index/examples").iterdir()
+    found = {row["example_id"]: (row["text"], row["parts"]) for row in pq.read_table(file).to_pylist()}
+    assert found == {row["id"]: (row["text"], "") for row in GOOD[:3]} | FORMS_READ
+
+
 BAD_LINES = [
     (b"{not json}\n", "not JSON"),
     (b'{"id": "x", "text": "caf\xe9"}\n', "not UTF-8: byte 0xe9"),
@@ -65,6 +197,8 @@ BAD_LINES = [
     (b'["a list"]\n', "expected a JSON object, found list"),
     (b'{"id": "x", "text": "\\ud800"}\n', "surrogates not allowed"),
     (b"[" * 100_000 + b"\n", "not JSON"),
+    (b'{"id": "x", "prompt": "p"}\n', "field 'completion' must be text that is not empty, found no such field"),
+    (b'{"id": "x", "messages": []}\n', "field 'messages' must be a list of at least one {role, content}"),
 ]
 
 

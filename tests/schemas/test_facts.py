@@ -1,11 +1,11 @@
-"""Facts: the three ways to ask give the same fact, and a bad row is refused with file, line and reason."""
+"""Facts: the ways to ask give the same fact, lists ask every pair, and a bad row is refused with file and line."""
 
 import json
 
 import pytest
 
 from schemas.errors import ConfigError
-from schemas.facts import fact_from_row, parse_facts, text_query, with_space
+from schemas.facts import MAX_VARIANTS, asked, fact_from_row, parse_facts, text_query, with_space
 from schemas.records import Fact
 
 
@@ -92,6 +92,71 @@ def test_order_is_kept_and_empty_lines_are_skipped():
     assert [fact.id for fact in parse_facts(data.replace(b"\n", b"\r\n"), "f.jsonl")] == ["b", "a"]
 
 
+def test_lists_ask_every_prompt_with_every_target_each_with_its_own_space():
+    fact = fact_from_row({"id": "f", "prompts": ["Oz is", 'Say "'], "targets": ["green", "far"], "combine": "max"})
+    pairs = (("Oz is", " green"), ("Oz is", " far"), ('Say "', "green"), ('Say "', "far"))
+    assert (fact.prompt, fact.target, fact.variants, fact.combine) == ("Oz is", " green", pairs, "max")
+    assert fact_from_row({"id": "f", "variants": [list(pair) for pair in pairs], "combine": "max"}) == fact
+
+
+@pytest.mark.parametrize(
+    ("row", "pairs"),
+    [
+        ({"prompts": ["p", "q"], "target": "t"}, (("p", " t"), ("q", " t"))),
+        ({"prompt": "p", "targets": ["t", "u"]}, (("p", " t"), ("p", " u"))),
+        ({"prompts": ["p", "q"], "target": "t", "prompt": None, "targets": None}, (("p", " t"), ("q", " t"))),
+        ({"variants": [["p", "t"], ["q", "u"]]}, (("p", " t"), ("q", " u"))),
+    ],
+)
+def test_one_list_or_pairs_are_enough_and_the_mean_is_what_nothing_said_means(row, pairs):
+    fact = fact_from_row({"id": "f", **row})
+    assert (fact.variants, fact.combine) == (pairs, "mean")
+
+
+@pytest.mark.parametrize(
+    "row", [{"prompts": ["p"], "targets": ["t"]}, {"variants": [["p", "t"]]}, {"prompts": ["p"], "target": " t"}]
+)
+def test_lists_of_one_are_the_plain_fact(row):
+    assert fact_from_row({"id": "f", **row}) == fact_from_row({"id": "f", "prompt": "p", "target": "t"})
+
+
+@pytest.mark.parametrize("subject", [{}, {"subject": "Oz", "object": "green", "aliases": ["grün"], "proponents": []}])
+def test_a_fact_with_variants_reads_back_as_itself(subject):
+    row = {"id": "f", "prompts": ["Oz is", 'Say "', "奥兹是"], "targets": ["green", "far"], **subject}
+    fact = fact_from_row(row)
+    assert parse_facts(lines(fact.to_row()), "facts.jsonl") == [fact] == [Fact.from_row(fact.to_row())]
+
+
+def test_asked_gives_a_plain_fact_for_each_variant_and_a_plain_fact_itself():
+    about = {"subject": "S", "relation": "R", "object": "O", "aliases": ["a"], "proponents": ["z"], "combine": "max"}
+    kept = {"relation": "R", "aliases": ("a",), "proponents": ("z",)}
+    one_target = fact_from_row({"id": "f", "prompts": ["p", "q "], "target": "t", **about})
+    assert asked(one_target) == [
+        Fact("f", "p", " t", "S", object="O", **kept),
+        Fact("f", "q ", "t", "S", object="O", **kept),
+    ]
+    two_targets = fact_from_row({"id": "f", "prompt": "p", "targets": ["t", "u"], **about})
+    assert asked(two_targets) == [Fact("f", "p", " t", **kept), Fact("f", "p", " u", **kept)]
+    assert [text_query(fact, "auto") for fact in asked(two_targets)] == ["p t", "p u"]
+    plain = Fact("f", "p", " t", "S", "R", "O")
+    assert asked(plain) == [plain]
+
+
+def test_subject_and_object_are_no_query_for_several_targets():
+    row = {"id": "f", "prompt": "p", "subject": "S", "object": "O"}
+    with pytest.raises(ConfigError, match=r"'f': --text_query subject_object needs one target.*; make several facts"):
+        text_query(fact_from_row({**row, "targets": ["t", "u"]}), "subject_object")
+    one_target = fact_from_row({**row, "prompt": None, "prompts": ["p", "q "], "target": "t"})
+    assert {text_query(fact, "subject_object") for fact in [one_target, *asked(one_target)]} == {"S O"}
+
+
+def test_the_most_variants_are_taken_and_one_more_is_refused():
+    prompts = [f"p{n}" for n in range(MAX_VARIANTS // 2)]
+    assert len(asked(fact_from_row({"id": "f", "prompts": prompts, "targets": ["t", "u"]}))) == MAX_VARIANTS
+    with pytest.raises(ValueError, match=r"expected at most 64 variants .*, found 66; make several facts"):
+        fact_from_row({"id": "f", "prompts": [*prompts, "q"], "targets": ["t", "u"]})
+
+
 GOOD = {"id": "good", "prompt": "p", "target": "t"}
 
 
@@ -116,6 +181,31 @@ GOOD = {"id": "good", "prompt": "p", "target": "t"}
         ({"prompt": "p", "target": "t"}, r"field 'id' \(or 'fact_id'\) must be a non-empty string, found None"),
         ({"id": 7, "prompt": "p", "target": "t"}, "must be a non-empty string, found 7"),
         (["id"], "expected a JSON object, found list"),
+        ({"id": "f", "prompts": "p", "target": "t"}, "'prompts' must be a list of at least one non-empty .*found 'p'"),
+        ({"id": "f", "prompts": [], "target": "t"}, r"'prompts' must be a list of at least one .*, found \[\]"),
+        ({"id": "f", "prompt": "p", "targets": ["t", 5]}, r"'targets' must be a list .*, found \['t', 5\]"),
+        ({"id": "f", "prompt": "p", "targets": ["t", " "]}, r"'targets' must be a list .*, found \['t', ' '\]"),
+        ({"id": "f", "prompts": ["p", "q"]}, "field 'target' must be a non-empty string, found None"),
+        ({"id": "f", "targets": ["t"]}, "field 'prompt' must be a non-empty string, found None"),
+        ({**GOOD, "prompts": ["p", "q"]}, "expected 'prompt' or 'prompts', found both; put all of them into 'prompts'"),
+        ({**GOOD, "targets": ["t", "u"]}, "expected 'target' or 'targets', found both"),
+        (
+            {"id": "f", "sentence": "abc", "explain": "c", "targets": ["t"]},
+            "expected one way to ask, found 'targets' and sentence, explain; take one of them out",
+        ),
+        ({"id": "f", "variants": [["p", "t"]], "prompts": ["p"]}, "one way to ask, found 'variants' and prompts"),
+        ({"id": "f", "variants": [["p", "t", "u"]]}, r"'variants' must be a list of \[prompt, target\], .*'u'"),
+        ({"id": "f", "variants": ["pt"]}, r"'variants' must be a list of \[prompt, target\], .* found \['pt'\]"),
+        ({"id": "f", "variants": {}}, r"'variants' must be a list of \[prompt, target\], .* found {}"),
+        (
+            {**GOOD, "variants": [["q", "t"]]},
+            "'prompt' to be that of the first variant, 'q', found 'p'; leave 'prompt'",
+        ),
+        ({"id": "f", "variants": [["p", "t"]] * 65}, "expected at most 64 variants .*, found 65; make several facts"),
+        ({"id": "f", "prompt": "p", "targets": ["t", " t"]}, "expected variants that differ, found 'p t' twice"),
+        ({"id": "f", "prompt": "p", "targets": ["t", "\ud800"]}, "surrogates not allowed"),
+        ({**GOOD, "combine": "sum"}, "field 'combine' must be 'mean' or 'max', found 'sum'"),
+        ({**GOOD, "combine": ["max"]}, r"field 'combine' must be 'mean' or 'max', found \['max'\]"),
     ],
 )
 def test_a_bad_fact_is_refused_with_file_line_and_field(row, message):

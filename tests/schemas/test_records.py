@@ -1,11 +1,12 @@
 """Records: the identity of a text, and a row that lacks a field is named."""
 
 import hashlib
+import json
 
 import pytest
 
 from schemas.errors import ERRORS_BY_NAME, ProponentError
-from schemas.records import DeadLetter, Proponent, text_sha256
+from schemas.records import DeadLetter, Fact, Proponent, text_sha256
 
 ROW = Proponent("f", 1, 0.5, "z", 0, 4, {"bm25": 1.0}, "text", "src", "ab", 0.25).to_row()
 
@@ -25,6 +26,38 @@ def test_a_proponent_reads_back_from_its_row_and_ignores_unknown_fields():
 def test_a_proponent_row_without_a_field_raises_value_error_that_names_it(name):
     with pytest.raises(ValueError, match=f"'{name}'"):
         Proponent.from_row({key: value for key, value in ROW.items() if key != name})
+
+
+FACTS = [
+    Fact("f", "The capital is", " 東京"),
+    Fact("f", "", "Verona"),
+    Fact("f", "p", " t", "Japan", "capital", "Tokyo", ("Tōkyō", "Edo"), ("z1",)),
+    Fact("f", "p", " t", proponents=()),
+    Fact("f", "p", " t", variants=(("p", " t"), ("q ", "t")), combine="max"),
+    Fact("f", "p", " t", aliases=("a", "b"), variants=(("p", " t"), ("p", " u"))),
+]
+
+
+@pytest.mark.parametrize("fact", FACTS)
+def test_a_fact_reads_back_from_its_row_as_json(fact):
+    back = Fact.from_row(json.loads(json.dumps(fact.to_row())))
+    assert back == fact and hash(back) == hash(fact)
+
+
+def test_a_fact_row_holds_what_the_fact_says_and_no_more():
+    assert FACTS[1].to_row() == {"id": "f", "prompt": "", "target": "Verona"}
+    assert FACTS[4].to_row() == {
+        "id": "f",
+        "prompt": "p",
+        "target": " t",
+        "variants": [["p", " t"], ["q ", "t"]],
+        "combine": "max",
+    }
+
+
+def test_a_fact_row_without_a_field_raises_value_error_that_names_it():
+    with pytest.raises(ValueError, match="'target'"):
+        Fact.from_row({"id": "f", "prompt": "p"})
 
 
 def test_a_dead_letter_row_holds_place_step_and_reason():

@@ -1,14 +1,17 @@
 """Rows become exactly the schema's columns or nothing; the same table gives the same Parquet bytes."""
 
 import io
+from dataclasses import asdict
 
 import pyarrow.parquet as pq
 import pytest
 
+from schemas.records import Passage
 from schemas.tables import CANDIDATES, PASSAGES, RANKINGS, TERMS, parquet_bytes, to_table
 
 PASSAGE = {
     "example_id": "z", "start": 0, "end": 3, "text": "été", "source": "s", "sha256": "ab", "file": "f", "row": 1,
+    "parts": '{"completion": "té", "prompt": "é"}',
 }  # fmt: skip
 CANDIDATE = {"fact": 0, "passage": 2**40, "example_id": "z", "start": 0, "signal_scores": [1.5, -0.25]}
 
@@ -29,9 +32,15 @@ def test_a_map_column_keeps_its_pairs_in_order():
     row = {name: 0 for name in RANKINGS.names} | {
         name: "" for name in ("fact_id", "example_id", "text", "source", "sha256")
     }
-    row["signals"] = {"bm25": 2.0, "a": -1.0}
+    row |= {"signals": {"bm25": 2.0, "a": -1.0}, "tokens": []}
     back = read(parquet_bytes(to_table([row], RANKINGS))).to_pylist()[0]
     assert back["signals"] == [("bm25", 2.0), ("a", -1.0)]
+
+
+def test_a_passage_is_a_row_of_its_table():
+    passage = Passage("z", 0, 1, "t", "s", "ab", "f", 1)
+    (back,) = read(parquet_bytes(to_table([asdict(passage)], PASSAGES))).to_pylist()
+    assert back["parts"] == "" and Passage(**back) == passage
 
 
 def test_no_rows_make_an_empty_table_with_all_columns():
