@@ -12,6 +12,8 @@ DEMO = [
     "matplotlib>=3.10,<4",
 ]
 
+PEFT = ["peft>=0.17,<1"]
+
 setup(
     name="proponent",
     version="0.1.0",
@@ -38,8 +40,18 @@ setup(
     ],
     extras_require={
         "demo": DEMO,
+        "peft": PEFT,
         "gguf": ["gguf>=0.19,<1", "accelerate>=1.0,<2"],
-        "dev": [*DEMO, "pytest>=8,<10", "pytest-xdist>=3.6,<4", "bm25s>=0.3,<1", "hypothesis>=6,<7", "ruff>=0.15,<1"],
+        "dev": [
+            *DEMO,
+            *PEFT,
+            "bm25s>=0.3,<1",
+            "hypothesis>=6,<7",
+            "psutil>=6,<8",
+            "pytest>=8,<10",
+            "pytest-xdist>=3.6,<4",
+            "ruff>=0.15,<1",
+        ],
         "gcp": ["apache-beam[gcp]>=2.70,<3"],
         "dask": ["apache-beam[dask]>=2.70,<3"],
     },

@@ -12,11 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import transformers
 from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from schemas.errors import ConfigError
 from schemas.records import Fact
@@ -289,12 +287,6 @@ def load_checkpoint(path: str, dtype: str = "float32", device: str = "cpu") -> C
         trainable=trainable,
         dtype=DTYPES[dtype],
     )
-
-
-def second_moments(path: str) -> dict[str, np.ndarray]:
-    """Adam's `exp_avg_sq` by parameter name, from a folder that `train` wrote; empty where none was kept."""
-    file = Path(path) / OPTIMIZER
-    return load_file(file) if file.is_file() else {}
 
 
 def tokenizer_hash(tokenizer: transformers.PreTrainedTokenizerFast) -> str:

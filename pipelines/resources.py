@@ -68,7 +68,9 @@ def extractor(path: str, recipe: GradientRecipe, estimated: str = "") -> tuple[F
     checkpoint.cache_clear()
     loaded, scales, source = load_checkpoint(path, recipe.dtype, recipe.device), None, ""
     layers, _ = tracked_layers(loaded.model, loaded.trainable, recipe.layers)
-    state = read_moments(path, layers, loaded.model, loaded.meta) if recipe.correction == "auto" else None
+    state = None
+    if recipe.correction == "auto":
+        state = read_moments(path, layers, loaded.model, loaded.meta, loaded.trainable)
     if state is not None:
         moments, eps, source = state
         scales = {name: optimizer_scales(moment, eps) for name, moment in moments.items()}

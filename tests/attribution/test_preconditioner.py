@@ -3,7 +3,11 @@
 import numpy as np
 import pytest
 
-from attribution.preconditioner import adam_scales
+from attribution.preconditioner import factor, scales
+
+
+def adam_scales(v: np.ndarray, step: int, beta2: float, eps: float) -> tuple[np.ndarray, np.ndarray]:
+    return scales(factor(v, step, beta2), eps)
 
 
 def test_scales_are_row_and_column_means_to_the_minus_quarter():

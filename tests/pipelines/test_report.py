@@ -8,7 +8,16 @@ from xml.etree import ElementTree
 
 import pytest
 
-from pipelines.report import Answer, ReportData, TracedFact, mark_words, percent, render_report, split_proponents
+from pipelines.report import (
+    Answer,
+    ReportData,
+    TracedFact,
+    evidence,
+    mark_words,
+    percent,
+    render_report,
+    split_proponents,
+)
 from schemas.records import Fact, Proponent, Removal, text_sha256
 
 HOSTILE = (
@@ -201,3 +210,17 @@ def test_percent_says_all_or_none_only_where_it_is_so():
     assert [percent(share) for share in (0, 0.0001, 0.004, 0.5, 0.996, 0.99999, 1)] == [
         *("0 %", "0.1 %", "0.4 %", "50 %", "99.6 %", "99.9 %", "100 %")
     ]
+
+
+def test_the_words_under_which_a_line_stands_are_those_that_carry_the_score():
+    text = "Oslo is the capital of Kenya, they say."
+    tokens = ((0, 4, 0.4), (4, 11, -0.3), (11, 19, 0.1), (22, 28, 0.2), (0, 0, 0.05))
+    proponent = Proponent("1", 1, 1.0, "a", 0, len(text), {"gradient_exact": 0.45}, text, "s", "h", 1.0, tokens)
+    found = evidence(proponent, Fact("1", "The capital of Kenya is", " Oslo"))
+    assert "".join(segment for segment, _, _ in found) == text
+    shares = {segment: share for segment, _, share in found}
+    assert shares["Oslo"] == 100 and shares["Kenya"] == 50 and shares["capital"] == 25
+    assert shares[" say."] == 0 if " say." in shares else shares[", they say."] == 0
+    assert {kind for segment, kind, _ in found if segment == "Oslo"} == {"target"}
+    plain = evidence(Proponent("1", 1, 1.0, "a", 0, len(text), {}, text, "s", "h"), Fact("1", "x", " Oslo"))
+    assert all(share == 0 for _, _, share in plain)
