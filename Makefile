@@ -20,6 +20,7 @@ lint: $(SETUP)
 # What is measured, as JSON; reads the T-REx data beside the checkout where it is present.
 bench: $(SETUP)
 	$(BIN)/python -m bench.trex
+	$(BIN)/python -m bench.gradients
 
 # torch comes first and exactly: a looser requirement pulls gigabytes of CUDA packages on Linux. The demo's encoder
 # comes without its dependencies, as only its weights are used.

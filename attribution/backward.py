@@ -118,15 +118,15 @@ def experts_forward(
 ) -> torch.Tensor:
     """Fused experts, one after another, each product announced to the pass that runs (transformers' own loop)."""
     out = torch.zeros_like(hidden)
-    told = getattr(module, "_proponent_told", None)
+    listeners = getattr(module, "_proponent_told", ())
     for expert in top_k_index.unique().tolist():
         rows, slot = torch.where(top_k_index == expert)
         product = functional.linear(hidden[rows], module.gate_up_proj[expert])
-        if told:
+        for told in listeners:
             told("gate_up_proj", expert, rows, hidden[rows], product)
         gated = module._apply_gate(product)
         product = functional.linear(gated, module.down_proj[expert])
-        if told:
+        for told in listeners:
             told("down_proj", expert, rows, gated, product)
         out = out.index_add(0, rows, (product * top_k_weights[rows, slot, None]).to(out.dtype))
     return out
@@ -159,7 +159,8 @@ class Backward:
             layer, use = uses[0]
             if use.kind == "experts":
                 model.config._experts_implementation = module.config._experts_implementation = EXPERTS_IMPLEMENTATION
-                module._proponent_told = self._experts_hook({u.weight: lay for lay, u in uses})
+                told = self._experts_hook({u.weight: lay for lay, u in uses})
+                module._proponent_told = (*getattr(module, "_proponent_told", ()), told)
             else:
                 hook = self._embedding_hook if use.kind == "embedding" else self._linear_hook
                 self._hooks.append(module.register_forward_hook(hook(layer, use)))
@@ -265,7 +266,7 @@ class Backward:
 def probe_sequences(checkpoint: Checkpoint) -> list[Sequence]:
     """A short and a longer sequence of seeded tokens, with a loss everywhere: the fixed batch of a model."""
     generator = torch.Generator().manual_seed(0)
-    vocabulary = checkpoint.model.get_input_embeddings().num_embeddings
+    vocabulary = checkpoint.model.get_input_embeddings().weight.shape[0]
     found = []
     for size in (5, 24):
         tokens = torch.randint(vocabulary, (min(size, checkpoint.max_tokens),), generator=generator).tolist()

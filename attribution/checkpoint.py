@@ -239,6 +239,8 @@ def _load_adapter(path: str, base: str, family: str) -> tuple[transformers.PreTr
         raise _refuse(path, "found an adapter, which needs the package peft (pip install 'proponent[peft]')") from error
     model = load_pretrained(MODEL_CLASSES[FAMILIES[family]], base)
     config = peft.PeftConfig.from_pretrained(path)
+    if getattr(config, "use_dora", False):
+        raise _refuse(path, "found an adapter by DoRA, whose matrices are not applied to a text's tokens alone")
     config.inference_mode = False  # a saved adapter says otherwise, and nothing of it would be trainable
     model = peft.PeftModel(model, config)
     missing = model.load_adapter(path, "default", is_trainable=True).missing_keys
@@ -299,5 +301,5 @@ def model_hash(model: torch.nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(memoryview(tensor.contiguous().view(torch.uint8).numpy()).cast("B"))
+        digest.update(memoryview(tensor.cpu().contiguous().view(torch.uint8).numpy()).cast("B"))
     return digest.hexdigest()

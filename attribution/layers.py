@@ -65,16 +65,15 @@ class Coverage:
 
 
 def _uses(model: transformers.PreTrainedModel) -> Iterator[tuple[torch.nn.Parameter, Use]]:
-    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    embedding = model.get_input_embeddings()
+    head = set(model.get_output_embeddings().modules())  # an adapter's matrices stand inside the module that it wraps
     for module in model.modules():
-        if module is head:
-            yield module.weight, Use(module, "head")
-        elif isinstance(module, torch.nn.Embedding):
+        if isinstance(module, torch.nn.Embedding):
             # Positions and token types are embeddings too, but their rows are no tokens.
             if module is embedding or (embedding is not None and module.weight is embedding.weight):
                 yield module.weight, Use(module, "embedding")
         elif type(module) is torch.nn.Linear:
-            yield module.weight, Use(module, "linear")
+            yield module.weight, Use(module, "head" if module in head else "linear")
         elif isinstance(module, Conv1D):
             yield module.weight, Use(module, "conv1d")
         elif hasattr(module, "_apply_gate") and all(hasattr(module, name) for name in EXPERT_WEIGHTS):

@@ -128,9 +128,11 @@ def _masked(checkpoint: "Checkpoint", text: str, prompt: str | None) -> Sequence
     )
 
 
-def _from_to(checkpoint: "Checkpoint", source: list[int], labels: list[int], loss_start: int = 0) -> Sequence:
+def _from_to(
+    checkpoint: "Checkpoint", source: list[int], labels: list[int], loss_start: int = 0, cut: int = 0
+) -> Sequence:
     limit = checkpoint.max_tokens
-    cut = max(0, len(source) - limit) + max(0, len(labels) - limit)
+    cut += max(0, len(source) - limit) + max(0, len(labels) - limit)
     source, labels = source[:limit], labels[:limit]
     decoder = [checkpoint.decoder_start, *labels[:-1]] if labels else []
     told = [label if t >= loss_start else NO_LOSS for t, label in enumerate(labels)]
@@ -140,7 +142,9 @@ def _from_to(checkpoint: "Checkpoint", source: list[int], labels: list[int], los
 def _corrupted(checkpoint: "Checkpoint", text: str) -> Sequence:
     """T5's span corruption of a text, seeded by it."""
     tokenizer = checkpoint.tokenizer
-    tokens = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    whole = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    tokens = whole[: checkpoint.max_tokens - len(end)]  # cut first: no target asks for what the source lost
     hidden = min(len(tokens), max(1, round(MASKED_SHARE * len(tokens)))) if tokens else 0
     spans = max(1, round(hidden / MEAN_SPAN)) if hidden else 0
     draw = _seeded(text)
@@ -155,8 +159,8 @@ def _corrupted(checkpoint: "Checkpoint", text: str) -> Sequence:
         source += [*tokens[at:begin], checkpoint.token(SENTINEL.format(number))]
         target += [checkpoint.token(SENTINEL.format(number)), *tokens[begin : begin + length]]
         at, taken = begin + length, taken + length
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    return _from_to(checkpoint, [*source, *tokens[at:], *end], [*target, *end] if tokens else [])
+    cut = len(whole) - len(tokens)
+    return _from_to(checkpoint, [*source, *tokens[at:], *end], [*target, *end] if tokens else [], cut=cut)
 
 
 def encode_example(checkpoint: "Checkpoint", text: str, parts: str = "") -> Sequence:
@@ -212,7 +216,7 @@ def _masked_fact(checkpoint: "Checkpoint", fact: Fact) -> Sequence:
         for (begin, stop), special in zip(encoded["offset_mapping"], encoded["special_tokens_mask"], strict=True)
     ]
     tokens = encoded["input_ids"]
-    if not any(hidden):
+    if start == end or not any(hidden):
         raise _refuse_target(checkpoint, fact)
     _fits(checkpoint, fact, len(tokens))
     return Sequence(

@@ -4,6 +4,7 @@ examples/ -> a seeded sample -> pseudo-facts -> search -> candidates with all si
 """
 
 import heapq
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 from attribution.curvature import SecondMoment
 from attribution.fusion import GRID, fit_weights
 from attribution.pseudo_facts import make_pseudo_facts, sample_key
+from attribution.sequences import SENTINEL
 from pipelines import resources
 from pipelines.config import IndexConfig
 from pipelines.gradient import curvature_file, write_moment
@@ -61,6 +63,8 @@ def fit_fusion(
     if "gradient" in details["signals"]:
         rows = details["gradient"]["checkpoints"]
         limit, tokenizer = min(row["max_tokens"] for row in rows), resources.subword_tokenizer(rows[0]["path"])
+        if rows[0]["kind"] == "seq2seq":  # plain text is learned by filling in what a sentinel stands for
+            facts = [replace(fact, prompt=f"{fact.prompt} {SENTINEL.format(0)}") for fact in facts]
         facts = [fact for fact in facts if len(tokenizer(fact.prompt + fact.target).input_ids) < limit]
     facts = facts[: config.num_pseudo_facts]
     signals = list(details["signals"])

@@ -6,13 +6,13 @@ from functools import lru_cache, partial
 
 import torch
 import transformers
-from attribution.optimizer_state import read_moments
 
 from attribution.bm25 import Tokenize, word_spans, word_tokenizer
 from attribution.checkpoint import Checkpoint, load_checkpoint, load_tokenizer, model_hash, tokenizer_hash
 from attribution.embedding import Encoder, load_encoder
 from attribution.gradients import FeatureExtractor
 from attribution.layers import tracked_layers
+from attribution.optimizer_state import read_moments
 from attribution.passages import Spans
 from attribution.preconditioner import load_moments
 from attribution.preconditioner import scales as optimizer_scales

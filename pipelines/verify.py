@@ -64,6 +64,11 @@ def run(config: VerifyConfig, train: Callable[[TrainConfig], Manifest]) -> Manif
     for path in (config.control, config.after, config.before):  # refuses before anything is trained
         if path:
             loaded = resources.checkpoint(resources.resolve_checkpoints((path,))[-1])
+            if loaded.kind != "causal":
+                raise ConfigError(
+                    f"{path}: expected a causal language model, whose answers are continuations, found a {loaded.kind} "
+                    "one; ask it with your own tools"
+                )
             for fact in unique:
                 for spelled in with_aliases(fact):
                     loaded.encode_fact(spelled)

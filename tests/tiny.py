@@ -125,6 +125,12 @@ def _model(architecture: str, **shape: Any) -> transformers.PreTrainedModel:
     return model
 
 
+def _untied(model: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
+    """With a head of its own, as T5 1.1 has it (transformers takes that from the weights, not from the config)."""
+    model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))
+    return model
+
+
 BLOCKS = {
     "hidden_size": 16,
     "intermediate_size": 20,
@@ -168,12 +174,8 @@ FAMILIES: dict[str, Callable[[], transformers.PreTrainedModel]] = {
         mlp_only_layers=[0],
     ),
     "t5": lambda: _model("T5ForConditionalGeneration", **T5, decoder_start_token_id=0),
-    "t5-untied": lambda: _model(
-        "T5ForConditionalGeneration",
-        **T5,
-        decoder_start_token_id=0,
-        feed_forward_proj="gated-gelu",
-        tie_word_embeddings=False,
+    "t5-untied": lambda: _untied(
+        _model("T5ForConditionalGeneration", **T5, decoder_start_token_id=0, feed_forward_proj="gated-gelu")
     ),
     "bert": lambda: _model("BertForMaskedLM", **ENCODER),
     "roberta": lambda: _model("RobertaForMaskedLM", **{**ENCODER, "max_position_embeddings": CONTEXT + 2}),
@@ -187,16 +189,22 @@ def save(model: transformers.PreTrainedModel, folder: Path, kind: Kind = "causal
     return str(folder)
 
 
-def save_adapter(base: str, folder: Path) -> str:
+# LoRA on linear layers; on the output head, beside a retrained embedding; a retrained embedding and head.
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "lora": {"target_modules": ["q_proj", "v_proj", "down_proj"]},
+    "lora-head": {"target_modules": ["k_proj", "lm_head"], "modules_to_save": ["embed_tokens"]},
+    "lora-saved": {"target_modules": "all-linear", "modules_to_save": ["embed_tokens", "lm_head"]},
+}
+
+
+def save_adapter(base: str, folder: Path, **shape: Any) -> str:
     """A LoRA adapter of the model in folder `base`, both of its matrices random."""
     import peft
 
     torch.manual_seed(0)
-    shape = peft.LoraConfig(
-        r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False
-    )
     model = transformers.AutoModelForCausalLM.from_pretrained(base)
-    peft.get_peft_model(model, shape).save_pretrained(folder)
+    config = peft.LoraConfig(r=4, lora_alpha=8, init_lora_weights=False, **shape)
+    peft.get_peft_model(model, config).save_pretrained(folder, save_embedding_layers=False)
     return str(folder)
 
 

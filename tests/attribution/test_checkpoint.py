@@ -5,7 +5,6 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -16,9 +15,9 @@ from attribution.checkpoint import (
     load_tokenizer,
     model_hash,
     read_meta,
-    second_moments,
     tokenizer_hash,
 )
+from attribution.sequences import Sequence, encode_example
 from schemas.errors import ConfigError
 from schemas.records import Fact
 from tests import tiny
@@ -40,12 +39,13 @@ def test_model_loads_frozen_in_float32_with_its_weights_and_context(name, tiny_p
 
 
 def test_an_example_ends_with_eos_where_the_training_used_one_and_is_cut_at_the_context(checkpoint):
-    plain = checkpoint.encode_example("It rained.")
     trained = replace(checkpoint, meta={"add_eos": True})
-    assert plain[0] == checkpoint.tokenizer.bos_token_id
-    assert trained.encode_example("It rained.") == [*plain, checkpoint.tokenizer.eos_token_id]
-    long = trained.encode_example("It rained. " * 50)
-    assert len(long) == tiny.CONTEXT and long[-1] != checkpoint.tokenizer.eos_token_id
+    tokens, eos = checkpoint.tokenizer("It rained.").input_ids, checkpoint.tokenizer.eos_token_id
+    assert tokens[0] == checkpoint.tokenizer.bos_token_id
+    assert encode_example(checkpoint, "It rained.") == Sequence(tokens[:-1], tokens[1:])
+    assert encode_example(trained, "It rained.") == Sequence(tokens, [*tokens[1:], eos])
+    long = encode_example(trained, "It rained. " * 50)
+    assert len(long.tokens) + 1 == tiny.CONTEXT and long.labels[-1] != eos and long.cut > 0
 
 
 @pytest.mark.parametrize(
@@ -114,16 +114,6 @@ def test_learning_rate_and_step_come_from_the_record(tiny_paths, tmp_path):
     (tmp_path / "copy" / CHECKPOINT_JSON).write_text(json.dumps({"step": 3, "learning_rate": 0.125}))
     loaded = load_checkpoint(str(tmp_path / "copy"))
     assert (loaded.step, loaded.learning_rate) == (3, 0.125)
-
-
-def test_second_moments_read_back_by_parameter_name_and_are_empty_where_none_were_kept(tmp_path):
-    assert second_moments(str(tmp_path)) == {}
-    model = tiny.gpt2()
-    written = tiny.save_moments(model, tmp_path)
-    found = second_moments(str(tmp_path))
-    assert found.keys() == dict(model.named_parameters()).keys()
-    for name, moment in found.items():
-        np.testing.assert_array_equal(moment, written[name].numpy())
 
 
 @pytest.mark.parametrize("path", ["/no/such/folder", "./none", "~/none", "a/b/c"])

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 from torch.nn import functional
 
-from attribution.checkpoint import load_checkpoint, model_hash, second_moments
+from attribution.checkpoint import OPTIMIZER, load_checkpoint, model_hash
+from attribution.sequences import causal, encode_example
 from attribution.training import BOS, EOS, Recipe, batch_loss, batch_of, new_model, train
 from tests import tiny
 
@@ -79,7 +81,7 @@ def test_an_empty_batch_keeps_its_step_and_adam_counts_and_forgets_in_it(tmp_pat
     assert calls == [(1, 0), (1, len(tokens) - 1), (1, 0)]
     loaded = [load_checkpoint(str(folder)) for folder in folders]
     assert [(c.step, c.learning_rate) for c in loaded] == [(step + 1, EVERY_STEP.rate(step)) for step in range(3)]
-    first, second, third = (second_moments(str(folder)) for folder in folders)
+    first, second, third = (load_file(folder / OPTIMIZER) for folder in folders)
     assert not any(moment.any() for moment in first.values())
     assert any(moment.any() for moment in second.values())
     for name, moment in second.items():
@@ -105,7 +107,7 @@ def test_loss_is_the_sum_over_the_batch_divided_by_the_nominal_tokens(tmp_path):
     (total / 1000.0).backward()
     norm = math.sqrt(sum(float((p.grad**2).sum()) for p in model.parameters()))
     assert norm < 1.0  # not clipped
-    found = second_moments(str(folder))
+    found = load_file(folder / OPTIMIZER)
     assert found.keys() == dict(model.named_parameters()).keys()
     for name, parameter in model.named_parameters():
         expected = (1 - recipe.beta2) * parameter.grad.numpy() ** 2
@@ -115,7 +117,7 @@ def test_loss_is_the_sum_over_the_batch_divided_by_the_nominal_tokens(tmp_path):
 def test_gradients_are_clipped_at_norm_one(tmp_path):
     recipe = replace(tiny.RECIPE, epochs=1, batches_per_epoch=1, num_checkpoints=1, tokens_per_batch=0.1)
     [folder] = train(EXAMPLES, recipe, TOKENIZER, tmp_path)
-    total = sum(float(moment.astype(np.float64).sum()) for moment in second_moments(str(folder)).values())
+    total = sum(float(moment.astype(np.float64).sum()) for moment in load_file(folder / OPTIMIZER).values())
     assert total / (1 - recipe.beta2) == pytest.approx(1.0, rel=1e-3)
 
 
@@ -164,7 +166,7 @@ def test_a_checkpoint_holds_its_recipe_and_what_attribution_reads(tmp_path):
     own = {"step": 6, "learning_rate": rate, "beta2": 0.99, "eps": 1e-8, "add_eos": True}
     assert meta == {"corpus": "c.jsonl", **own}
     loaded = load_checkpoint(str(folders[-1]))
-    assert loaded.encode_example(tiny.TEXTS[0]) == EXAMPLES[0][1]
+    assert encode_example(loaded, tiny.TEXTS[0]) == causal(EXAMPLES[0][1])
     assert (loaded.step, loaded.learning_rate) == (6, rate)
 
 
