@@ -150,10 +150,12 @@ class FeatureExtractor:
     def batches(self, sequences: list[Sequence]) -> Iterator[tuple[list[int], np.ndarray]]:
         """(positions, features `[len(positions), dim]`) of all sequences that have a loss, a batch at a time.
 
-        The longest come first: what the others need then fits into the memory that is there.
+        The fullest come first: what the others need then fits into the memory that is there.
         """
         told = [i for i, sequence in enumerate(sequences) if sequence.has_loss]
-        for batch in reversed(list(token_batches([sequences[i].size for i in told], self.batch_tokens))):
+        sizes = [sequences[i].size for i in told]
+        batches = token_batches(sizes, self.batch_tokens)
+        for batch in sorted(batches, key=lambda batch: -sum(sizes[i] for i in batch)):
             positions = [told[i] for i in batch]
             self._consumer.begin()
             self.backward.run([sequences[i] for i in positions], self._consumer)

@@ -1,7 +1,7 @@
 """What the gradient signal costs, on T-REx sentences with a 135M Llama-shaped model (random weights serve).
 
-    python -m bench.gradients                         all but the comparison with bergson
-    python -m bench.gradients --bergson VENV/bin      with it, where bergson is installed
+    python -m bench.gradients                         beside bergson where its program is on the path
+    python -m bench.gradients --bergson VENV/bin      beside the one in this folder
 
 Prints one JSON object, one line, last on standard output; progress goes to standard error. Skips, saying so, where the
 T-REx data is absent. Every figure is a ratio against a baseline of the same run, alternated batch by batch:
@@ -15,7 +15,7 @@ T-REx data is absent. Every figure is a ratio against a baseline of the same run
   against bergson's `build` with the same model, documents, projection and dtype. Under tied embeddings, as this shape
   has them, bergson computes the head's weight gradient and drops it.
 - `bfloat16_speedup`, and `bfloat16_spearman`: the mean over 100 queries of the rank correlation over 500 documents.
-- `peak_extra_gib`: resident memory beyond the loaded model, and its ratio at ten times the documents.
+- `peak_extra_gib`: resident memory beyond the loaded model over 1,000 documents, and its ratio to that over 100.
 - `int8_top10_changed`, `float16_top10_changed`: share of the top 10 of 100 facts that float32 storage does not give.
 """
 
@@ -24,6 +24,7 @@ import gzip
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -262,7 +263,9 @@ def peaks(folder: Path, count: int, room: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bergson", type=Path, help="folder with the bergson program and its python")
+    found = shutil.which("bergson")
+    help_text = "folder with the bergson program and its python (default: where the path has it)"
+    parser.add_argument("--bergson", type=Path, default=found and Path(found).parent, help=help_text)
     parser.add_argument("--rounds", type=int, default=12, help="batches that every arm is timed on")
     parser.add_argument("--sentences", type=int, default=500, help="documents of the rates and the rank correlation")
     parser.add_argument("--peak", type=int, help=argparse.SUPPRESS)
