@@ -1,18 +1,24 @@
 """BM25 over shards that score with global statistics, so that a merged ranking is the unsharded one, score for score.
 
-A shard holds its terms (sorted, in an Arrow file that is memory-mapped) and three arrays: `rows` and `freqs`, the
-postings term by term, and `lengths`, the passages' lengths in tokens. `Statistics` hold N, df and the total length.
+A shard is four memory-mapped files: its terms (sorted, Arrow) with the end of each one's postings, the postings term by
+term (`rows`, and `freqs` in the smallest type that holds them), and `lengths`, the passages' lengths in tokens.
+`Statistics` hold N, the total length and df, a table sorted by term that is memory-mapped too.
 
 score(q, z) = sum over the query's terms t of  idf(t) tf / (tf + k1 (1 - b + b |z| / avg)),
 idf(t) = ln(1 + (N - df + 0.5) / (df + 0.5))        (Lucene's variant: Kamphuis et al. 2020, "Which BM25 do you mean?")
+
+A query visits its terms from the greatest possible share of a score down, and stops where what is left cannot lift a
+passage with none of the terms so far among the best (MaxScore: Turtle and Flood 1995, "Query evaluation: strategies and
+optimizations"). The scores that it gives are summed anew, in one order for every shard.
 """
 
 import bisect
 import re
 import unicodedata
-from collections import Counter
+from array import array
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +28,11 @@ import Stemmer
 Tokenize = Callable[[str], list[str]]
 K1, B = 1.5, 0.75
 SHARD_FILES = ("terms.arrow", "rows.npy", "freqs.npy", "lengths.npy")
+ROUNDING = 1e-9  # relative; partial sums are added up in another order than scores
 _WORD = re.compile(r"\w+")
 _SHARD_TERMS = pa.schema([pa.field("term", pa.string(), False), pa.field("end", pa.int64(), False)])
+# Terms of all shards together may pass the 2 GiB that the offsets of `string` reach.
+_TERMS = pa.schema([pa.field("term", pa.large_string(), False), pa.field("df", pa.int64(), False)])
 
 
 def word_spans(text: str) -> list[tuple[int, int]]:
@@ -39,24 +48,61 @@ def word_tokenizer(stemming: str = "") -> Tokenize:
     stem = Stemmer.Stemmer(stemming).stemWords if stemming else None
 
     def tokenize(text: str) -> list[str]:
-        words = _WORD.findall(unicodedata.normalize("NFKC", text).lower())
+        words = _WORD.findall((text if text.isascii() else unicodedata.normalize("NFKC", text)).lower())
         return stem(words) if stem else words
 
     return tokenize
 
 
+def _only_chunk(column: pa.ChunkedArray) -> pa.Array:
+    """The column's array without a copy; files here are written in one piece."""
+    assert column.num_chunks <= 1, column.num_chunks
+    return column.chunk(0) if column.num_chunks else pa.array([], column.type)
+
+
+def _place(terms: pa.Array, term: str) -> int:
+    """Where a term stands among sorted ones, -1 if it does not."""
+    place = bisect.bisect_left(terms, term, key=lambda scalar: scalar.as_py())
+    return place if place < len(terms) and terms[place].as_py() == term else -1
+
+
+def _write_table(table: pa.Table, path: Path) -> None:
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table.combine_chunks())
+
+
+def _read_table(path: str) -> pa.Table:
+    return pa.ipc.open_file(pa.memory_map(path)).read_all()
+
+
 @dataclass(frozen=True)
 class Statistics:
-    """Global statistics: `merge` adds shards up in any order; `df` counts passages with a term."""
+    """Global statistics; `table` has the terms, sorted, and of each how many passages hold it."""
 
     num_passages: int
     total_length: int
-    df: dict[str, int]
+    table: pa.Table
+    _idf: dict[str, float] = field(default_factory=dict, compare=False, repr=False)
 
-    def merge(self, other: "Statistics") -> "Statistics":
-        df = Counter(self.df)
-        df.update(other.df)
-        return Statistics(self.num_passages + other.num_passages, self.total_length + other.total_length, dict(df))
+    @classmethod
+    def of(cls, num_passages: int, total_length: int, df: Mapping[str, int]) -> "Statistics":
+        terms = sorted(df)
+        return cls(num_passages, total_length, pa.table([terms, [df[term] for term in terms]], schema=_TERMS))
+
+    @classmethod
+    def merge(cls, parts: Sequence["Statistics"]) -> "Statistics":
+        """Those of the passages of all parts together, whatever their order."""
+        joined = pa.concat_tables([part.table for part in parts] or [_TERMS.empty_table()])
+        summed = joined.group_by("term").aggregate([("df", "sum")]).sort_by("term")
+        table = pa.table([summed["term"], summed["df_sum"]], schema=_TERMS).combine_chunks()
+        return cls(sum(part.num_passages for part in parts), sum(part.total_length for part in parts), table)
+
+    @classmethod
+    def load(cls, path: str, num_passages: int, total_length: int) -> "Statistics":
+        return cls(num_passages, total_length, _read_table(path))
+
+    def save(self, path: Path) -> None:
+        _write_table(self.table, path)
 
     @property
     def average_length(self) -> float:
@@ -68,66 +114,126 @@ class Statistics:
         weights = [self.idf(word) for word in words]
         return sum(w for word, w in zip(words, weights, strict=True) if word in held) / (sum(weights) or 1.0)
 
+    def df(self, term: str) -> int:
+        """How many passages hold the term."""
+        place = _place(_only_chunk(self.table["term"]), term)
+        return _only_chunk(self.table["df"])[place].as_py() if place >= 0 else 0
+
     def idf(self, term: str) -> float:
-        df = self.df.get(term, 0)
-        return float(np.log(1.0 + (self.num_passages - df + 0.5) / (df + 0.5)))
+        if term not in self._idf:
+            df = self.df(term)
+            self._idf[term] = float(np.log(1.0 + (self.num_passages - df + 0.5) / (df + 0.5)))
+        return self._idf[term]
 
 
-def write_shard(texts: Iterable[str], tokenize: Tokenize, folder: Path) -> Statistics:
-    """Writes one shard's term frequencies and lengths to `folder` and returns its statistics."""
-    postings: dict[str, list[tuple[int, int]]] = {}
-    lengths = []
-    for row, text in enumerate(texts):
-        counts = Counter(tokenize(text))
-        lengths.append(counts.total())
-        for term, count in counts.items():
-            postings.setdefault(term, []).append((row, count))
-    terms = sorted(postings)
-    ends = np.cumsum([len(postings[term]) for term in terms], dtype=np.int64)
-    pairs = np.array([pair for term in terms for pair in postings[term]], dtype=np.int32).reshape(-1, 2)
+def write_shard(texts: Iterable[str], tokenize: Tokenize, folder: Path) -> int:
+    """Writes one shard's term frequencies and lengths to `folder` and returns its length in tokens."""
+    numbers: defaultdict[str, int] = defaultdict()
+    numbers.default_factory = numbers.__len__
+    tokens, lengths = array("i"), array("i")
+    for text in texts:
+        words = tokenize(text)
+        tokens.extend(map(numbers.__getitem__, words))
+        lengths.append(len(words))
+    terms = sorted(numbers)
+    rank = np.empty(len(terms), dtype=np.int64)
+    rank[[numbers[term] for term in terms]] = np.arange(len(terms))
+    count = len(lengths)
+    row_of = np.repeat(np.arange(count), lengths)
+    keys, freqs = np.unique(rank[np.array(tokens, dtype=np.int64)] * count + row_of, return_counts=True)
+    term_of, rows = np.divmod(keys, max(1, count))
+    ends = np.cumsum(np.bincount(term_of, minlength=len(terms)))
     folder.mkdir(parents=True, exist_ok=True)
-    with pa.OSFile(str(folder / "terms.arrow"), "wb") as sink, pa.ipc.new_file(sink, _SHARD_TERMS) as writer:
-        writer.write_table(pa.table([pa.array(terms, pa.string()), pa.array(ends)], schema=_SHARD_TERMS))
-    np.save(folder / "rows.npy", np.ascontiguousarray(pairs[:, 0]))
-    np.save(folder / "freqs.npy", np.ascontiguousarray(pairs[:, 1]))
+    table = pa.table([pa.array(terms, pa.string()), pa.array(ends, pa.int64())], schema=_SHARD_TERMS)
+    _write_table(table, folder / "terms.arrow")
+    np.save(folder / "rows.npy", rows.astype(np.int32))
+    np.save(folder / "freqs.npy", freqs.astype(np.min_scalar_type(freqs.max(initial=0))))
     np.save(folder / "lengths.npy", np.array(lengths, dtype=np.int32))
-    return Statistics(len(lengths), sum(lengths), {term: len(postings[term]) for term in terms})
+    return int(sum(lengths))
+
+
+def shard_statistics(terms_file: str, num_passages: int, total_length: int) -> Statistics:
+    """What one shard adds to the global statistics, from its file of terms."""
+    table = _read_table(terms_file)
+    df = np.diff(table["end"].to_numpy(), prepend=0)
+    columns = [table["term"].cast(pa.large_string()), pa.array(df, pa.int64())]
+    return Statistics(num_passages, total_length, pa.table(columns, schema=_TERMS))
+
+
+@dataclass(frozen=True)
+class _Posting:
+    """A term's passages in a shard, sorted, what it adds to the score of each, and the most of that."""
+
+    rows: np.ndarray
+    impact: np.ndarray
+    most: float
 
 
 class Shard:
     """A shard opened for scoring with the global statistics; `files` gives the path of each of SHARD_FILES.
 
-    Arrays are memory-mapped.
+    Arrays are memory-mapped; what a term adds to each score is kept once made, as the queries of a job share words.
     """
 
     def __init__(self, files: Mapping[str, str], statistics: Statistics):
-        terms = pa.ipc.open_file(pa.memory_map(files["terms.arrow"])).read_all().combine_chunks()
-        self._terms, self._ends = terms["term"], terms["end"].to_numpy()
+        terms = _read_table(files["terms.arrow"])
+        self._terms, self._ends = _only_chunk(terms["term"]), terms["end"].to_numpy()
         self._rows = np.load(files["rows.npy"], mmap_mode="r")
         self._freqs = np.load(files["freqs.npy"], mmap_mode="r")
         lengths = np.load(files["lengths.npy"])
         average = statistics.average_length or 1.0
         self._length_norm = K1 * (1.0 - B + B * lengths.astype(np.float64) / average)
         self._statistics = statistics
-        self._impacts: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self._postings: dict[str, _Posting] = {}
         self.num_passages = len(lengths)
+        self._sums = np.zeros(self.num_passages)  # all zero between queries
 
-    def _impact(self, term: str) -> tuple[np.ndarray, np.ndarray]:
-        """(rows, each row's share of the score) of a term; kept, as the queries of a job share their words."""
-        if term not in self._impacts:
-            place = bisect.bisect_left(self._terms, term, key=lambda scalar: scalar.as_py())
-            if place < len(self._terms) and self._terms[place].as_py() == term:
+    def _posting(self, term: str) -> _Posting:
+        if term not in self._postings:
+            place = _place(self._terms, term)
+            rows, impact = np.empty(0, np.int32), np.empty(0)
+            if place >= 0:
                 span = slice(int(self._ends[place - 1]) if place else 0, int(self._ends[place]))
-                rows, tf = np.asarray(self._rows[span]), self._freqs[span].astype(np.float64)
-                self._impacts[term] = rows, self._statistics.idf(term) * tf / (tf + self._length_norm[rows])
-            else:
-                self._impacts[term] = np.empty(0, np.int32), np.empty(0)
-        return self._impacts[term]
+                rows, tf = np.array(self._rows[span]), self._freqs[span].astype(np.float64)
+                impact = self._statistics.idf(term) * tf / (tf + self._length_norm[rows])
+            self._postings[term] = _Posting(rows, impact, float(impact.max(initial=0.0)))
+        return self._postings[term]
 
-    def scores(self, query: Sequence[str]) -> np.ndarray:
-        """`[passages]` float64; a term that stands twice in the query counts twice. 0 where no term is shared."""
-        scores = np.zeros(self.num_passages)
-        for term, count in sorted(Counter(query).items()):  # one order of addition: the same sum in every shard
-            rows, impact = self._impact(term)
-            scores[rows] += count * impact
+    def candidates(self, query: Sequence[str], k: int) -> np.ndarray:
+        """Rows, sorted, among which are the k of highest score and all that equal the last of them.
+
+        A passage that shares no term with the query is none.
+        """
+        found = [(count, posting) for t, count in Counter(query).items() if len((posting := self._posting(t)).rows)]
+        found.sort(key=lambda pair: -pair[0] * pair[1].most)
+        # What the terms from here on can add to a score at most.
+        left = np.cumsum([0.0, *(count * posting.most for count, posting in reversed(found))])[::-1]
+        touched: list[np.ndarray] = []
+        num_touched, least, position = 0, 0.0, 0
+        while position < len(found) and left[position] >= least:
+            count, posting = found[position]
+            sums = self._sums[posting.rows]
+            new = posting.rows[sums == 0]
+            self._sums[posting.rows] = sums + count * posting.impact
+            touched.append(new)
+            num_touched, position = num_touched + len(new), position + 1
+            if num_touched >= k > 0:
+                partial = self._sums[np.concatenate(touched)]
+                least = np.partition(partial, num_touched - k)[num_touched - k] * (1 - ROUNDING)
+        rows = np.concatenate(touched) if touched else np.empty(0, np.int32)
+        kept = np.sort(rows[self._sums[rows] + left[position] >= least])
+        self._sums[rows] = 0.0
+        return kept
+
+    def scores_at(self, query: Sequence[str], rows: np.ndarray) -> np.ndarray:
+        """Float64 scores of passages `rows`; a term that stands twice in the query counts twice. 0 for no shared term.
+
+        Terms are added in one order, so that a passage has the same score in every shard and beside any other.
+        """
+        scores = np.zeros(len(rows))
+        for term, count in sorted(Counter(query).items()):
+            posting = self._posting(term)
+            if len(posting.rows):
+                place = np.minimum(np.searchsorted(posting.rows, rows), len(posting.rows) - 1)
+                scores += np.where(posting.rows[place] == rows, count * posting.impact[place], 0.0)
         return scores

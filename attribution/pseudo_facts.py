@@ -16,9 +16,9 @@ _WORD = re.compile(r"\w+")
 MIN_BEFORE, PROMPT_WORDS = 3, 10
 
 
-def sample_key(seed: int, passage: Passage) -> bytes:
+def sample_key(seed: int, example_id: str, start: int) -> bytes:
     """The passages with the smallest keys are the sample: no order and no shard has a say in it."""
-    text = f"{seed}/{passage.example_id}/{passage.start}"
+    text = f"{seed}/{example_id}/{start}"
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
 
 

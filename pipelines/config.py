@@ -75,6 +75,8 @@ class IndexConfig:
     """Checkpoints of the model for the gradient signal: folders (what `train` wrote too), hub names or .gguf files."""
     encoder: str = ""
     """Encoder for the dense signal: any Hugging Face encoder by name or folder."""
+    embedding_field: str = ""
+    """Corpus field that holds each record's vector, for the dense signal; then --encoder embeds facts alone."""
     signals: str = ""
     """Comma-separated among bm25, dense, gradient; by default bm25 and what an encoder or checkpoints are given for."""
     tokenizer: str = "word"
@@ -125,7 +127,10 @@ class IndexConfig:
         _require(not unknown, "signals", f"some of {', '.join(SIGNALS)}", ",".join(sorted(unknown)))
         _require(len(set(self.signal_names)) == len(self.signal_names), "signals", "each once", self.signals)
         _require("bm25" in self.signal_names, "signals", "bm25 among them", self.signals)
-        _require("dense" not in self.signal_names or bool(self.encoder), "encoder", "an encoder for dense", "")
+        vectors = bool(self.encoder or self.embedding_field)
+        _require("dense" not in self.signal_names or vectors, "encoder", "one, or --embedding_field, for dense", "")
+        without = "dense" in self.signal_names or not self.embedding_field
+        _require(without, "signals", "dense among them, with --embedding_field", self.signals)
         _require("gradient" not in self.signal_names or bool(self.checkpoints), "checkpoints", "some for gradient", ())
         _require(not self.stemming or self.tokenizer == "word", "stemming", "--tokenizer word", self.tokenizer)
         _require(self.max_tokens >= 8, "max_tokens", "at least 8", self.max_tokens)
@@ -142,7 +147,11 @@ class IndexConfig:
         if self.signals:
             given = [name.strip() for name in self.signals.split(",")]
             return tuple(sorted(given, key=lambda n: SIGNALS.index(n) if n in SIGNALS else -1))
-        present = {"bm25": True, "dense": bool(self.encoder), "gradient": bool(self.checkpoints)}
+        present = {
+            "bm25": True,
+            "dense": bool(self.encoder or self.embedding_field),
+            "gradient": bool(self.checkpoints),
+        }
         return tuple(name for name in SIGNALS if present[name])
 
 

@@ -18,7 +18,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -36,15 +36,18 @@ from schemas.records import DeadLetter, text_sha256
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 JSONL, PARQUET, TEXT = (".jsonl", ".ndjson", ".json"), (".parquet",), (".txt", ".md")
 FORMS = (("messages",), ("prompt", "completion"))
+LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 SHOWN, SHOWN_CHARACTERS = 5, 80
 
 
 @dataclass(frozen=True)
 class CorpusFormat:
-    """How to read a corpus: the names of its id and text fields."""
+    """How to read a corpus: the names of its id and text fields, and of that of its vectors (`dim` numbers), if any."""
 
     id_field: str = "id"
     text_field: str = "text"
+    embedding_field: str = ""
+    dim: int = 0
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class Record:
     row: int
     raw: bytes | None = None
     parts: str = ""
+    embedding: np.ndarray | None = None
 
     @property
     def sha256(self) -> str:
@@ -186,7 +190,38 @@ def _checked(fields: Any, format: CorpusFormat, row: int, raw: bytes | None) -> 
     text, parts = _text_and_parts(fields, format.text_field)
     record_id.encode()
     source = fields.get("source")
-    return Record(record_id, text, source if isinstance(source, str) else "", row, raw, parts)
+    vector = _vector(fields.get(format.embedding_field), format) if format.embedding_field else None
+    return Record(record_id, text, source if isinstance(source, str) else "", row, raw, parts, vector)
+
+
+def _vector(value: Any, format: CorpusFormat) -> np.ndarray:
+    """`[dim]` float32; raises ValueError with the reason for its refusal."""
+    expected = f"field '{format.embedding_field}' must be a list of {format.dim or 'some'} finite numbers, not all zero"
+    try:
+        vector = np.asarray(value, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{expected}, found {value!r:.80}") from error
+    if vector.ndim != 1 or not vector.size:
+        raise ValueError(f"{expected}, found {value!r:.80}")
+    if format.dim and len(vector) != format.dim:
+        raise ValueError(f"{expected} (as the corpus' first record has), found {len(vector)}")
+    if not np.isfinite(vector).all() or not vector.any():
+        raise ValueError(f"{expected}, found {'zeros' if np.isfinite(vector).all() else 'NaN or infinity'}")
+    return vector
+
+
+def with_vectors_of(format: CorpusFormat, files: list[tuple[str, int]], base: str) -> CorpusFormat:
+    """The format with the dimension of the corpus' first vector. Raises ConfigError where no record has one."""
+    reason = "no records"
+    for path, _ in files:
+        for item in read_records(path, format, base):
+            if isinstance(item, Record):
+                return replace(format, dim=len(item.embedding))
+            reason = f"row {item.row}: {item.reason}"
+    raise ConfigError(
+        f"--embedding_field {format.embedding_field}: expected records with a vector, found none ({reason}); name the "
+        "field that holds them, or give --encoder alone"
+    )
 
 
 def _parse_line(line: bytes, format: CorpusFormat, row: int) -> Record:
@@ -218,6 +253,13 @@ def open_parquet(path: str, format: CorpusFormat) -> pq.ParquetFile:
     except pa.ArrowException as error:
         raise ConfigError(f"{path}: expected a Parquet file, found a damaged one ({error}); copy it again") from error
     columns = set(file.schema_arrow.names)
+    if format.embedding_field:
+        kind = file.schema_arrow.field(format.embedding_field).type if format.embedding_field in columns else None
+        if kind is None or not any(is_one(kind) for is_one in LISTS):
+            raise ConfigError(
+                f"{path}: expected a column '{format.embedding_field}' of lists of numbers, found "
+                f"{kind or 'no such column'}; name the column with --embedding_field"
+            )
     has_text = any(columns.issuperset(form) for form in ((format.text_field,), *FORMS))
     for name, found in ((format.id_field, format.id_field in columns), (format.text_field, has_text)):
         if not found:
@@ -232,18 +274,22 @@ def _parquet(path: str, format: CorpusFormat) -> Iterator[Record | DeadLetter]:
     file = open_parquet(path, format)
     names = dict.fromkeys((format.id_field, format.text_field, *sum(FORMS, ()), "source"))
     columns = [name for name in names if name in file.schema_arrow.names]
-    for row, fields in enumerate(_parquet_rows(path, file, columns), start=1):
+    for row, fields in enumerate(_parquet_rows(path, file, columns, format.embedding_field), start=1):
         try:
             yield _checked(fields, format, row, None)
         except ValueError as error:
             yield DeadLetter(path, row, "read", str(error), repr(fields)[:200])
 
 
-def _parquet_rows(path: str, file: pq.ParquetFile, columns: list[str]) -> Iterator[dict[str, Any]]:
+def _parquet_rows(path: str, file: pq.ParquetFile, columns: list[str], vectors: str) -> Iterator[dict[str, Any]]:
     row = 0
     try:
-        for batch in file.iter_batches(batch_size=4096, columns=columns):
-            yield from batch.to_pylist()
+        for batch in file.iter_batches(batch_size=4096, columns=columns + [vectors] * bool(vectors)):
+            rows = batch.select(columns).to_pylist()
+            if vectors:  # as arrays: a list of Python floats takes 20 times the time
+                for fields, value in zip(rows, batch.column(vectors), strict=True):
+                    fields[vectors] = value.values.to_numpy(zero_copy_only=False) if value.is_valid else None
+            yield from rows
             row += len(batch)
     except (OSError, pa.ArrowException) as error:
         raise _damaged(path, f"after row {row} ({error})") from error

@@ -40,7 +40,7 @@ def _sample(config: IndexConfig, files: list[tuple[str, int]], spans: Any) -> tu
                 whole = Passage(
                     record.id, 0, len(record.text), record.text, "", record.sha256, path, record.row, record.parts
                 )
-                entry = (sample_key(config.seed, whole), count, whole)
+                entry = (sample_key(config.seed, record.id, 0), count, whole)
                 (heapq.heappush if len(kept) < SAMPLE else heapq.heappushpop)(kept, entry)
     passages = []
     for _, _, whole in sorted(kept):
@@ -77,8 +77,9 @@ def estimate(config: IndexConfig, files: list[tuple[str, int]], details: dict[st
     each = sum(len(passage.text.encode("utf-8", "surrogatepass")) for passage in sample) / max(1, len(sample))
     size = {"examples": each, "bm25": each / 2}
     if "dense" in details:
-        encoder = resources.encoder(details["dense"]["encoder"])
-        seconds["dense"] = _seconds_each(lambda: embed(encoder, texts), len(texts))
+        if not config.embedding_field:
+            encoder = resources.encoder(details["dense"]["encoder"])
+            seconds["dense"] = _seconds_each(lambda: embed(encoder, texts), len(texts))
         size["dense"] = 4.0 * details["dense"]["dim"] + 8
     for row in details.get("gradient", {}).get("checkpoints", []):
         extractor = resources.extractor(row["path"], recipe_of(details))[0]

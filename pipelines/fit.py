@@ -4,6 +4,7 @@ examples/ -> a seeded sample -> pseudo-facts -> search -> candidates with all si
 """
 
 import heapq
+import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from pipelines.search import (
     read_passages,
     read_statistics,
     search,
+    statistics_of,
     tokenizer_of,
 )
 from pipelines.storage import OutputFolder, exists, join, localize
@@ -39,13 +41,22 @@ MAY_STATE_IT = 0.9
 
 def sample_passages(folder: str, shards: list[dict[str, Any]], seed: int, count: int) -> list[Passage]:
     """A seeded sample of the whole corpus: no order and no shard has a say in it."""
+    chosen: list[tuple[bytes, int, int]] = []
+    for number, shard in enumerate(shards):
+        table = pq.read_table(_examples(folder, shard), columns=["example_id", "start"])
+        places = zip(table["example_id"].to_pylist(), table["start"].to_pylist(), strict=True)
+        keys = ((sample_key(seed, *place), number, row) for row, place in enumerate(places))
+        chosen = heapq.nsmallest(count, itertools.chain(chosen, keys))
+    passages = {}
+    for number in sorted({number for _, number, _ in chosen}):
+        rows = [row for _, other, row in chosen if other == number]
+        found = pq.read_table(_examples(folder, shards[number])).take(rows).to_pylist()
+        passages |= {(number, row): Passage(**fields) for row, fields in zip(rows, found, strict=True)}
+    return [passages[number, row] for _, number, row in chosen]
 
-    def rows():
-        for shard in shards:
-            for row in pq.read_table(localize(join(folder, "examples", f"{shard['name']}.parquet"))).to_pylist():
-                yield Passage(**row)
 
-    return heapq.nsmallest(count, rows(), key=lambda passage: sample_key(seed, passage))
+def _examples(folder: str, shard: dict[str, Any]) -> str:
+    return localize(join(folder, "examples", f"{shard['name']}.parquet"))
 
 
 def fit_fusion(
@@ -56,7 +67,7 @@ def fit_fusion(
     With them the files of what the facts' gradients told: their curvature, for traces of a few facts.
     """
     read_statistics.cache_clear()  # this folder may have held another index before
-    statistics = read_statistics(output.path, details["bm25"]["num_passages"], details["bm25"]["total_length"])
+    statistics = statistics_of(Query(output.path, details, "auto", top_k=100))
     passages = sample_passages(output.path, details["shards"], config.seed, 2 * config.num_pseudo_facts)
     # A chat's text holds names of roles, which nobody asks for.
     facts = make_pseudo_facts([passage for passage in passages if not passage.parts], statistics.idf, config.seed)
@@ -67,12 +78,12 @@ def fit_fusion(
             facts = [replace(fact, prompt=f"{fact.prompt} {SENTINEL.format(0)}") for fact in facts]
         facts = [fact for fact in facts if len(tokenizer(fact.prompt + fact.target).input_ids) < limit]
     facts = facts[: config.num_pseudo_facts]
-    signals = list(details["signals"])
-    unread = "gradient" in signals and details["gradient"]["feature_dtype"] == "none"
-    if unread:  # nothing to search: it is fitted without, and given the least weight there is
-        signals.remove("gradient")
+    # What cannot be searched for these facts is left out of the fit, and given the least weight there is.
+    unread = ["gradient"] if details.get("gradient", {}).get("feature_dtype") == "none" else []
+    unread += ["dense"] if details.get("dense", {}).get("encoder") == "" else []
+    signals = [signal for signal in details["signals"] if signal not in unread]
     if len(signals) == 1 or not facts:
-        fitted = _with_least(signals, [1.0 / len(signals)] * len(signals), unread)
+        fitted = _with_least(details["signals"], signals, [1.0 / len(signals)] * len(signals))
         return fitted | {"fit": {"facts": len(facts)}}, _keep_curvature(output, details)
     query = Query(output.path, details | {"signals": signals}, "auto", top_k=100)
     search(query, facts, output, beam_args, "pseudo-")
@@ -91,13 +102,15 @@ def fit_fusion(
             labels.append(keys.index(own) if own in keys else -1)
             competing.append(np.array(held) < MAY_STATE_IT)
     weights, record = fit_weights(candidates, labels, competing)
-    return _with_least(signals, weights.tolist(), unread) | {"fit": record}, _keep_curvature(output, details)
+    fitted = _with_least(details["signals"], signals, weights.tolist())
+    return fitted | {"fit": record}, _keep_curvature(output, details)
 
 
-def _with_least(signals: list[str], weights: list[float], unread: bool) -> dict[str, Any]:
-    if unread:
-        signals, weights = [*signals, "gradient"], [weight * (1 - 1 / GRID) for weight in weights] + [1 / GRID]
-    return {"signals": signals, "weights": weights}
+def _with_least(signals: list[str], fitted: list[str], weights: list[float]) -> dict[str, Any]:
+    """The weights of all signals: those that were not fitted have 1/GRID each."""
+    by_name = dict(zip(fitted, weights, strict=True))
+    rest = 1 - (len(signals) - len(fitted)) / GRID
+    return {"signals": signals, "weights": [by_name[s] * rest if s in by_name else 1 / GRID for s in signals]}
 
 
 def _keep_curvature(output: OutputFolder, details: dict[str, Any]) -> list[FileInfo]:

@@ -6,6 +6,7 @@ examples/ -> bm25 | dense | gradient (pipelines/gradient.py) (a shard: a file of
 """
 
 import logging
+import tempfile
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -21,53 +22,79 @@ from attribution.curvature import DAMPING, MIX_SHARE
 from attribution.embedding import embed
 from attribution.passages import windows
 from attribution.projection import Projection
+from attribution.tracin import unit
 from pipelines import progress, resources
 from pipelines.config import IndexConfig
-from pipelines.corpus import CorpusFormat, Scan, base_folder, list_corpus, read_records, scan
+from pipelines.corpus import CorpusFormat, Scan, base_folder, list_corpus, read_records, scan, with_vectors_of
 from pipelines.estimate import estimate
 from pipelines.fit import fit_fusion, sample_passages
 from pipelines.gradient import CURVATURE_SAMPLE, MOMENT_SAMPLE, describe_checkpoints, make_features
 from pipelines.stage import Done, Shard, ShardRecord, all_files, library_versions, log_runner, run_stage, total
-from pipelines.storage import OutputFolder, absolute, exists, join, localize
-from schemas.manifest import FileInfo, Manifest
-from schemas.records import DeadLetter, Passage
-from schemas.tables import PASSAGES, TERMS, parquet_bytes, to_table
+from pipelines.storage import (
+    STAGES,
+    OutputFolder,
+    absolute,
+    exists,
+    join,
+    localize,
+    publish,
+    read_bytes,
+    write_bytes,
+)
+from schemas.manifest import FileInfo, Manifest, require_match
+from schemas.records import DeadLetter
+from schemas.tables import PASSAGES, parquet_bytes
 
 log = logging.getLogger(__name__)
+SHARDS_AT_ONCE = 64  # of term files when statistics are merged
+RECALL_QUERIES = 256  # vectors of the corpus that the approximate index's recall is measured on
+VECTORS, APPROXIMATE = f"{STAGES}/vectors", f"{STAGES}/approximate"
 
 
 def read_shard(
-    spec: dict[str, Any], folder: str, out: Path, config: IndexConfig, base: str, window_tokenizer: str
+    spec: dict[str, Any],
+    folder: str,
+    out: Path,
+    config: IndexConfig,
+    format: CorpusFormat,
+    base: str,
+    window_tokenizer: str,
 ) -> Done:
-    """One corpus file as passages, in Parquet files of `passages_per_shard`."""
+    """One corpus file as passages, in Parquet files of `passages_per_shard`; a passage has its document's vector."""
     spans = resources.spans(window_tokenizer)
     repeated = set(spec["repeated"])
     (out / "examples").mkdir()
-    rows: list[dict[str, Any]] = []
+    (out / VECTORS).mkdir(parents=True)
+    rows: list[tuple[Any, ...]] = []
+    vectors: list[np.ndarray] = []
     parts: dict[str, int] = {}
-    documents = split = 0
+    documents = split = number = 0
 
     def write() -> None:
-        name = f"examples/{spec['file']:05d}-{len(parts):05d}.parquet"
-        (out / name).write_bytes(parquet_bytes(to_table(rows, PASSAGES)))
-        parts[name] = len(rows)
+        nonlocal number
+        name, number = f"{spec['file']:05d}-{number:05d}", number + 1
+        columns = [pa.array(column, kind) for column, kind in zip(zip(*rows, strict=True), PASSAGES.types, strict=True)]
+        (out / "examples" / f"{name}.parquet").write_bytes(parquet_bytes(pa.table(columns, schema=PASSAGES)))
+        parts[f"examples/{name}.parquet"] = len(rows)
+        if vectors:
+            np.save(out / VECTORS / f"{name}.npy", np.stack(vectors))
+            parts[f"{VECTORS}/{name}.npy"] = len(rows)
         rows.clear()
+        vectors.clear()
 
     with progress.bar(f"read, file {spec['file']}", None, "records") as advance:
-        for record in read_records(spec["path"], CorpusFormat(config.id_field, config.text_field), base):
+        for record in read_records(spec["path"], format, base):
             if isinstance(record, DeadLetter) or record.row in repeated:
                 continue
-            # A prompt with its completion, and a chat, stay whole: a window of one has lost what it is about.
             # A prompt with its completion, and a chat, stay whole: a window of one has lost what it is about.
             whole = [(0, len(record.text))]
             found = whole if record.parts else windows(record.text, spans, config.max_tokens, config.overlap)
             documents, split = documents + 1, split + (len(found) > 1)
+            rest = (record.source, record.sha256, spec["path"], record.row, record.parts)
             for start, end in found:
-                text = record.text[start:end]
-                passage = Passage(
-                    record.id, start, end, text, record.source, record.sha256, spec["path"], record.row, record.parts
-                )
-                rows.append(asdict(passage))
+                rows.append((record.id, start, end, record.text[start:end], *rest))
+                if record.embedding is not None:
+                    vectors.append(record.embedding)
                 if len(rows) == config.passages_per_shard:
                     write()
             advance(1)
@@ -90,33 +117,115 @@ def bm25_shard(spec: dict[str, Any], folder: str, out: Path, config: IndexConfig
             advance(1)
             return tokenize(text)
 
-        statistics = bm25.write_shard(_texts(folder, spec["name"]), counted, place)
+        total_length = bm25.write_shard(_texts(folder, spec["name"]), counted, place)
     rows = {f"bm25/{spec['name']}/{file.name}": spec["rows"] for file in place.iterdir()}
-    return Done({"in": spec["rows"], "total_length": statistics.total_length}, rows)
+    return Done({"in": spec["rows"], "total_length": total_length}, rows)
 
 
-def dense_shard(spec: dict[str, Any], folder: str, out: Path, encoder_path: str) -> Done:
-    """Unit vectors of one shard in FAISS, under the passages' ids."""
-    encoder = resources.encoder(encoder_path)
+def dense_shard(spec: dict[str, Any], folder: str, out: Path, encoder_path: str, given: bool) -> Done:
+    """Unit vectors of one shard in FAISS, under the passages' ids: the encoder's, or those that the corpus gives."""
     (out / "dense").mkdir()
     with progress.bar(f"dense, shard {spec['name']}", spec["rows"], "passages") as advance:
-        vectors, cut = embed(encoder, _texts(folder, spec["name"]), progress=advance)
+        if given:
+            vectors, cut = unit(np.load(localize(join(folder, VECTORS, f"{spec['name']}.npy")))), 0
+            advance(len(vectors))
+        else:
+            encoder = resources.encoder(encoder_path)
+            vectors, cut = embed(encoder, _texts(folder, spec["name"]), progress=advance)
     ids = np.arange(spec["offset"], spec["offset"] + spec["rows"])
     (out / "dense" / f"{spec['name']}.faiss").write_bytes(dense.build_index(vectors, ids))
     return Done({"in": spec["rows"], "cut": cut}, {f"dense/{spec['name']}.faiss": spec["rows"]})
 
 
-def merge_statistics(folder: str, shards: list[dict[str, Any]], total_length: int) -> tuple[bm25.Statistics, pa.Table]:
-    """Global statistics from the shards' term files, and the table that keeps them, sorted by term."""
-    merged = bm25.Statistics(0, 0, {})
+def merge_statistics(folder: str, shards: list[dict[str, Any]], total_length: int) -> bm25.Statistics:
+    """Global statistics from the shards' term files, `SHARDS_AT_ONCE` of them joined to what is there."""
+    merged = bm25.Statistics.of(0, total_length, {})
+    for start in range(0, len(shards), SHARDS_AT_ONCE):
+        parts = [
+            bm25.shard_statistics(localize(join(folder, "bm25", shard["name"], "terms.arrow")), shard["rows"], 0)
+            for shard in shards[start : start + SHARDS_AT_ONCE]
+        ]
+        merged = bm25.Statistics.merge([merged, *parts])
+    return merged
+
+
+def _vectors(folder: str, shard: dict[str, Any]) -> dense.ShardVectors:
+    return dense.ShardVectors(localize(join(folder, "dense", f"{shard['name']}.faiss")))
+
+
+def fill_shard(spec: dict[str, Any], folder: str, out: Path) -> Done:
+    """One shard's vectors in a copy of the trained approximate index."""
+    shard = _vectors(folder, spec)
+    (out / APPROXIMATE).mkdir(parents=True)
+    trained = read_bytes(join(folder, APPROXIMATE, "trained.faiss"))
+    (out / APPROXIMATE / f"{spec['name']}.faiss").write_bytes(dense.fill(trained, shard.vectors, shard.ids))
+    return Done({"in": spec["rows"]}, {f"{APPROXIMATE}/{spec['name']}.faiss": spec["rows"]})
+
+
+def _vectors_at(folder: str, shards: list[dict[str, Any]], numbers: np.ndarray) -> np.ndarray:
+    """Vectors `[len(numbers), dim]` of passages by their sorted numbers in the corpus, one shard after another."""
+    found, begin = [], 0
     for shard in shards:
-        terms = pa.ipc.open_file(pa.memory_map(localize(join(folder, "bm25", shard["name"], "terms.arrow")))).read_all()
-        counts = np.diff(terms["end"].to_numpy(), prepend=0)
-        df = dict(zip(terms["term"].to_pylist(), counts.tolist(), strict=True))
-        merged = merged.merge(bm25.Statistics(shard["rows"], 0, df))
-    words = sorted(merged.df)
-    table = pa.table({"term": words, "df": [merged.df[word] for word in words]}, schema=TERMS)
-    return bm25.Statistics(merged.num_passages, total_length, merged.df), table
+        rows = numbers[(numbers >= begin) & (numbers < begin + shard["rows"])] - begin
+        begin += shard["rows"]
+        if len(rows):
+            found.append(_vectors(folder, shard).vectors[rows])
+    return np.concatenate(found)
+
+
+def _exact_best(folder: str, shards: list[dict[str, Any]], queries: np.ndarray, k: int) -> np.ndarray:
+    """`[queries, k]` ids of the highest products over all shards."""
+    scores, best = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
+    for shard in shards:
+        found = _vectors(folder, shard)
+        scores = np.concatenate([scores, queries @ found.vectors.T], axis=1)
+        best = np.concatenate([best, np.broadcast_to(found.ids, (len(queries), len(found.ids)))], axis=1)
+        kept = np.argpartition(-scores, min(k, scores.shape[1]) - 1, axis=1)[:, :k]
+        scores, best = np.take_along_axis(scores, kept, 1), np.take_along_axis(best, kept, 1)
+    return best
+
+
+def approximate_index(
+    specs: list[Shard], details: dict[str, Any], seed: int, output: OutputFolder, beam_args: tuple[str, ...]
+) -> list[FileInfo]:
+    """Trains the approximate dense index on a sample, fills it shard by shard, merges it and measures its recall.
+
+    `nprobe` is the least power of two with a recall of dense.MIN_RECALL on vectors of the corpus itself.
+    """
+    count, folder = details["bm25"]["num_passages"], output.path
+    generator = np.random.default_rng(seed)
+    trained_file = join(folder, APPROXIMATE, "trained.faiss")
+    numbers = np.sort(generator.choice(count, dense.sample_size(count), replace=False))
+    asked = np.sort(generator.choice(count, RECALL_QUERIES, replace=False))
+    if not exists(trained_file):
+        with progress.bar("dense, training the approximate index", len(numbers), "vectors") as advance:
+            write_bytes(trained_file, dense.train(_vectors_at(folder, details["shards"], numbers), seed))
+            advance(len(numbers))
+    run_stage("approximate", specs, fill_shard, output, beam_args)
+    filled = [localize(join(folder, APPROXIMATE, f"{shard.name}.faiss")) for shard in specs]
+    with tempfile.TemporaryDirectory() as place:
+        names = dense.merge(read_bytes(trained_file), filled, Path(place))
+        files = [publish(Path(place) / name, folder, f"dense/{name}", count) for name in names]
+    queries = _vectors_at(folder, details["shards"], asked)
+    exact = _exact_best(folder, details["shards"], queries, 10)
+    nprobe, found = 4, 0.0
+    while found < dense.MIN_RECALL:
+        nprobe *= 2
+        index = dense.Approximate(localize(join(folder, files[0].name)), nprobe)
+        found = dense.recall(index.search(queries, 10), exact)
+        if nprobe >= index.num_lists:
+            break
+    details["dense"]["search"] = "approximate"
+    details["dense"]["approximate"] = {
+        "files": [info.name for info in files],
+        "kind": f"IVF{index.num_lists},PQ{index.code_bytes - 8}, {dense.OVERFETCH} x top_k rescored exactly",
+        "trained_on": len(numbers),
+        "of": count,
+        "nprobe": nprobe,
+        "recall_at_10": round(found, 4),
+        "bytes_per_vector": index.code_bytes,
+    }
+    return files
 
 
 def approximations(details: dict[str, Any], cut: int) -> list[str]:
@@ -145,6 +254,11 @@ def approximations(details: dict[str, Any], cut: int) -> list[str]:
             made.append(f"{max(row['dead'] for row in rows)} passages have no usable gradient (dead_letters/)")
         if rows[0]["weight_from"] == "equal" and len(rows) > 1:
             made.append("no learning rates found: checkpoints weigh the same")
+    if details.get("dense", {}).get("encoder") == "":
+        made.append("no encoder for the corpus' vectors: the fusion gives dense the least weight, which was not fitted")
+    if "approximate" in details.get("dense", {}):
+        found = details["dense"]["approximate"]
+        made.append(f"dense candidates from {found['kind']}: recall@10 {found['recall_at_10']:.3f} on its own vectors")
     if len(details["signals"]) > 1 and not details["fusion"]["fit"]["facts"]:
         made.append("no facts could be cut from the corpus to fit the fusion on: its signals weigh the same")
     if cut:
@@ -157,12 +271,14 @@ def _work_all(
     scanned: Scan,
     details: dict[str, Any],
     config: IndexConfig,
+    format: CorpusFormat,
     window_tokenizer: str,
     beam_args: tuple[str, ...],
 ) -> tuple[list[FileInfo], int, list[ShardRecord]]:
     """Runs the stages that write the index, filling in `details`; returns files, encoder cuts and the read records."""
     shards = [Shard(s.name, s.spec | {"repeated": scanned.repeated.get(s.spec["file"], [])}) for s in scanned.shards]
-    work = partial(read_shard, config=config, base=base_folder(config.corpus), window_tokenizer=window_tokenizer)
+    base = base_folder(config.corpus)
+    work = partial(read_shard, config=config, format=format, base=base, window_tokenizer=window_tokenizer)
     read = run_stage("read", shards, work, output, beam_args)
     files, offset = all_files(read), 0
     for info in all_files(read):
@@ -171,15 +287,21 @@ def _work_all(
     specs = [Shard(shard["name"], shard) for shard in details["shards"]]
 
     records = run_stage("bm25", specs, partial(bm25_shard, config=config), output, beam_args)
-    statistics, table = merge_statistics(output.path, details["shards"], total(records, "total_length"))
-    files += [*all_files(records), output.write("bm25/statistics.parquet", parquet_bytes(table), len(table))]
+    statistics = merge_statistics(output.path, details["shards"], total(records, "total_length"))
+    with tempfile.TemporaryDirectory() as place:
+        statistics.save(Path(place) / "statistics")
+        kept = publish(Path(place) / "statistics", output.path, "bm25/statistics.arrow", len(statistics.table))
+    files += [*all_files(records), kept]
     details["bm25"] |= {"num_passages": statistics.num_passages, "total_length": statistics.total_length}
+    details["bm25"] |= {"statistics": kept.name}
 
     cut = 0
     if "dense" in details:
-        work = partial(dense_shard, encoder_path=details["dense"]["encoder"])
+        work = partial(dense_shard, encoder_path=details["dense"]["encoder"], given=bool(config.embedding_field))
         records = run_stage("dense", specs, work, output, beam_args)
         files, cut = files + all_files(records), total(records, "cut")
+        if statistics.num_passages >= dense.APPROXIMATE_FROM:
+            files += approximate_index(specs, details, config.seed, output, beam_args)
     if "gradient" in details:
         size = CURVATURE_SAMPLE if config.feature_dtype == "none" else MOMENT_SAMPLE
         sample = [(p.text, p.parts) for p in sample_passages(output.path, details["shards"], config.seed, size)]
@@ -187,7 +309,7 @@ def _work_all(
     return files, cut, read
 
 
-def describe_signals(config: IndexConfig) -> dict[str, Any]:
+def describe_signals(config: IndexConfig, format: CorpusFormat) -> dict[str, Any]:
     """Loads and checks every model before anything is written; what the manifest keeps of them."""
     resources.bm25_tokenizer(config.tokenizer, config.stemming)
     tokenizer = config.tokenizer
@@ -200,7 +322,9 @@ def describe_signals(config: IndexConfig) -> dict[str, Any]:
     }
     if tokenizer != "word":
         details["bm25"]["tokenizer_sha256"] = tokenizer_hash(resources.subword_tokenizer(tokenizer))
-    if "dense" in config.signal_names:
+    if config.embedding_field:
+        details["dense"] = {"encoder": "", "dim": format.dim, "search": "exact"}
+    if config.encoder:
         path = absolute(config.encoder) if exists(config.encoder) else config.encoder
         encoder = resources.encoder(path)
         details["dense"] = {
@@ -210,6 +334,12 @@ def describe_signals(config: IndexConfig) -> dict[str, Any]:
             "dim": encoder.dim,
             "search": "exact",
         }
+        require_match(
+            f"--embedding_field {config.embedding_field}: numbers a vector",
+            encoder.dim,
+            format.dim or encoder.dim,
+            "give the encoder that made the corpus' vectors, or leave one of the two out",
+        )
     if "gradient" in config.signal_names:
         recipe = resources.GradientRecipe(
             projection_dim=config.projection_dim,
@@ -236,12 +366,15 @@ def run(config: IndexConfig, beam_args: tuple[str, ...] = ()) -> Manifest | dict
     Raises ConfigError or FailureBudgetExceeded, leaving nothing behind.
     """
     corpus_files = list_corpus(config.corpus)
-    details = describe_signals(config)
+    format = CorpusFormat(config.id_field, config.text_field, config.embedding_field)
+    if config.embedding_field:
+        format = with_vectors_of(format, corpus_files, base_folder(config.corpus))
+    details = describe_signals(config, format)
     window_tokenizer = ""
     if "gradient" in details:
         window_tokenizer = details["gradient"]["checkpoints"][0]["path"]
     elif "dense" in details:
-        window_tokenizer = details["dense"]["encoder"]
+        window_tokenizer = details["dense"]["encoder"]  # none where the corpus brings the vectors: words
     if config.dry_run:
         return estimate(config, corpus_files, details, resources.spans(window_tokenizer))
     log_runner(beam_args)
@@ -249,9 +382,8 @@ def run(config: IndexConfig, beam_args: tuple[str, ...] = ()) -> Manifest | dict
     for name in ("quiet", "dry_run"):
         plan.pop(name)
     with OutputFolder(config.output, plan) as output:
-        format = CorpusFormat(config.id_field, config.text_field)
         scanned = scan(corpus_files, format, base_folder(config.corpus), output, config.max_dead_fraction, beam_args)
-        files, cut, read = _work_all(output, scanned, details, config, window_tokenizer, beam_args)
+        files, cut, read = _work_all(output, scanned, details, config, format, window_tokenizer, beam_args)
         details["fusion"], fitted = fit_fusion(output, details, config, beam_args)
         files += fitted
         details["approximations"] = approximations(details, cut)

@@ -5,9 +5,11 @@
         -> merge_block (a block of facts)                         the best over all shards, ties by id
 
 A shard's best contain every passage of that shard which is among the best of the whole index, so merging is exact and
-no more than `top_k` candidates a fact, signal and shard are ever kept.
+no more than `top_k` candidates a fact, signal and shard are ever kept. Only where the dense signal has an approximate
+index do its candidates come from there, for all shards at once, with the queries.
 """
 
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,13 +29,14 @@ from attribution.top_k import least_score, top_k
 from pipelines import progress, resources
 from pipelines.gradient import curvature_file, encode_passages, extractor_of, load_curvature, open_rows, recipe_of
 from pipelines.stage import Done, Shard, run_stage
-from pipelines.storage import STAGES, OutputFolder, exists, join, localize, open_read, read_bytes
+from pipelines.storage import STAGES, OutputFolder, exists, join, localize, read_bytes
 from schemas.errors import ArtifactMismatch, ConfigError
 from schemas.facts import asked, text_query
 from schemas.records import Fact
 from schemas.tables import CANDIDATES, parquet_bytes
 
 FACTS_PER_BLOCK = 256
+SHARDS_AT_ONCE = 64  # of candidates when they are merged: 256 facts' best 100 by three signals are 5 million rows
 VARIANTS_AT_ONCE = 4096  # of queries: 164 MB of scores with a shard of 10,000 passages
 ROWS_AT_ONCE = 256  # of features: 55 MB in float32 at a dim of 53,760, and as much whitened
 FACTS = f"{STAGES}/facts.jsonl"
@@ -103,16 +106,13 @@ def combine(scores: np.ndarray, facts: list[Fact]) -> np.ndarray:
 
 
 @lru_cache(maxsize=2)
-def read_statistics(index: str, num_passages: int, total_length: int) -> bm25.Statistics:
-    with open_read(join(index, "bm25", "statistics.parquet")) as file:
-        table = pq.read_table(pa.BufferReader(file.read()))
-    df = dict(zip(table["term"].to_pylist(), table["df"].to_pylist(), strict=True))
-    return bm25.Statistics(num_passages, total_length, df)
+def read_statistics(index: str, name: str, num_passages: int, total_length: int) -> bm25.Statistics:
+    return bm25.Statistics.load(localize(join(index, name)), num_passages, total_length)
 
 
 def statistics_of(query: Query) -> bm25.Statistics:
     recorded = query.details["bm25"]
-    return read_statistics(query.index, recorded["num_passages"], recorded["total_length"])
+    return read_statistics(query.index, recorded["statistics"], recorded["num_passages"], recorded["total_length"])
 
 
 def tokenizer_of(query: Query) -> bm25.Tokenize:
@@ -134,15 +134,46 @@ def embed_queries(spec: dict[str, Any], folder: str, out: Path, query: Query) ->
     place = out / STAGES / "queries"
     place.mkdir(parents=True)
     if spec["signal"] == "dense":
-        recorded = query.details["dense"]
+        return _dense_queries(facts, out, query)
+    return _gradient_queries(spec["checkpoint"], facts, out, query)
+
+
+def _dense_queries(facts: list[Fact], out: Path, query: Query) -> Done:
+    """Unit vectors of the facts, and where the index has an approximate one the passages that it proposes for each."""
+    recorded = query.details["dense"]
+    if recorded["encoder"]:
         resources.require_still_there("encoder", recorded["encoder"])
         encoder = resources.encoder(recorded["encoder"])
         resources.require_same_model("encoder", encoder.path, recorded, encoder.model, encoder.tokenizer)
         with progress.bar("queries, dense", len(facts), "facts") as advance:
             vectors, _ = embed(encoder, [text_query(fact, query.text_query) for fact in facts], progress=advance)
-        np.save(place / "dense.npy", vectors)
-        return Done({"in": len(facts)}, {f"{STAGES}/queries/dense.npy": len(facts)})
-    return _gradient_queries(spec["checkpoint"], facts, out, query)
+    else:
+        vectors = tracin.unit(np.array([fact.embedding for fact in facts], dtype=np.float32))
+    np.save(out / STAGES / "queries" / "dense.npy", vectors)
+    written = [f"{STAGES}/queries/dense.npy"]
+    if "approximate" in recorded:
+        index = open_approximate(query.index, recorded)
+        with progress.bar("candidates, dense", len(facts), "facts") as advance:
+            proposed = []
+            for start in range(0, len(vectors), FACTS_PER_BLOCK):
+                proposed.append(index.search(vectors[start : start + FACTS_PER_BLOCK], query.top_k))
+                advance(len(proposed[-1]))
+        np.save(out / STAGES / "queries" / "proposed.npy", np.concatenate(proposed))
+        written.append(f"{STAGES}/queries/proposed.npy")
+    return Done({"in": len(facts)}, dict.fromkeys(written, len(facts)))
+
+
+@lru_cache(maxsize=1)
+def _approximate(path: str, lists: str, nprobe: int) -> dense.Approximate:
+    assert Path(path).parent == Path(lists).parent, (path, lists)
+    return dense.Approximate(path, nprobe)
+
+
+def open_approximate(index: str, recorded: dict[str, Any]) -> dense.Approximate:
+    """The index's approximate dense index, its lists memory-mapped."""
+    found = recorded["approximate"]
+    index_file, lists = (localize(join(index, name)) for name in found["files"])
+    return _approximate(index_file, lists, found["nprobe"])
 
 
 def _gradient_queries(number: int, facts: list[Fact], out: Path, query: Query) -> Done:
@@ -190,20 +221,33 @@ def _shard_table(query: Query, name: str, columns: list[str]) -> pa.Table:
 
 
 class _ShardScorer:
-    """One shard of the index, opened: all signals' scores of a block of facts."""
+    """One shard of the index, opened: of each signal its best passages for a fact, and its scores of given ones.
 
-    def __init__(self, query: Query, shard: dict[str, Any], folder: str):
+    `open_block` comes first. Words are looked up; scores of vectors are made for a block of facts at once.
+    """
+
+    def __init__(self, query: Query, shard: dict[str, Any], folder: str, facts: list[Fact], tie_order: np.ndarray):
         self.query, self.name, self.rows, self.folder = query, shard["name"], shard["rows"], folder
+        self.offset, self.facts, self.tie_order, self.tokenize = shard["offset"], facts, tie_order, tokenizer_of(query)
+        self.first = ask(facts)[1]
         self._made: np.ndarray | None = None
         self._made_from = 0
         files = {name: localize(join(query.index, "bm25", self.name, name)) for name in bm25.SHARD_FILES}
         self.postings = bm25.Shard(files, statistics_of(query))
+        self._vector_scores: dict[str, np.ndarray] = {}
+        self._proposed = None
         if "dense" in query.signals:
-            self.vectors, ids = dense.open_index(localize(join(query.index, "dense", f"{self.name}.faiss")))
-            if not np.array_equal(ids, np.arange(shard["offset"], shard["offset"] + self.rows)):
+            self._dense = dense.ShardVectors(localize(join(query.index, "dense", f"{self.name}.faiss")))
+            if not np.array_equal(self._dense.ids, np.arange(self.offset, self.offset + self.rows)):
                 raise ArtifactMismatch(
                     f"{query.index}: dense ids of shard {self.name} are not its passages'; index again"
                 )
+            self._queries = _load_queries(folder, "dense")
+            if "approximate" in query.details["dense"]:
+                self._proposed = _load_queries(folder, "proposed")
+
+    def _variants(self, number: int) -> slice:
+        return slice(self.first[number], self.first[number + 1])
 
     def _features(self, number: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(rows, features of them) for one checkpoint: as stored, or made anew by a pass over the shard's passages."""
@@ -242,54 +286,89 @@ class _ShardScorer:
                 tracin.add_checkpoint(scores, recorded["weight"], queries, features, rows)
         return scores
 
-    def scores(self, facts: list[Fact], block: slice, tokenize: bm25.Tokenize) -> list[np.ndarray]:
-        """Per signal `[facts of the block, rows]`."""
-        variants, first = ask(facts)
-        asked_here = slice(first[block.start], first[block.stop])
-        words = [tokenize(text_query(fact, self.query.text_query)) for fact in variants[asked_here]]
-        found = [np.stack([self.postings.scores(w) for w in words])]
-        if "dense" in self.query.signals:
-            found.append(np.asarray(_load_queries(self.folder, "dense")[asked_here]) @ self.vectors.T)
+    def open_block(self, block: slice) -> None:
+        """Makes the scores of vectors `[facts of the block, rows]`."""
+        self._begin, facts = block.start, self.facts[block]
+        asked_here = slice(self.first[block.start], self.first[block.stop])
+        if "dense" in self.query.signals and self._proposed is None:
+            scores = np.asarray(self._queries[asked_here]) @ self._dense.vectors.T
+            self._vector_scores["dense"] = combine(scores, facts)
         if "gradient" in self.query.signals:
-            found.append(self._gradient(asked_here))
-        return [combine(scores, facts[block]) for scores in found]
+            self._vector_scores["gradient"] = combine(self._gradient(asked_here), facts)
+
+    def _words(self, number: int) -> tuple[list[list[str]], int]:
+        """(queries whose highest score counts, by what it is divided).
+
+        BM25 adds up over words, so the mean over a fact's variants is one query of all their words.
+        """
+        fact = self.facts[number]
+        words = [self.tokenize(text_query(variant, self.query.text_query)) for variant in asked(fact)]
+        return (words, 1) if fact.combine == "max" else ([list(itertools.chain(*words))], len(words))
+
+    def best(self, signal: str, number: int) -> np.ndarray:
+        """Rows of the fact's `top_k` by a signal (more or fewer where the dense signal is approximate)."""
+        if signal == "bm25":
+            queries, _ = self._words(number)
+            found = [self.postings.candidates(words, self.query.top_k) for words in queries]
+            rows = found[0] if len(found) == 1 else np.unique(np.concatenate(found))
+            scores = self.scores_at(signal, number, rows)
+            return rows[top_k(scores, self.tie_order[rows], self.query.top_k, least_score(signal))]
+        if signal == "dense" and self._proposed is not None:
+            rows = np.unique(self._proposed[self._variants(number)]) - self.offset
+            return rows[(rows >= 0) & (rows < self.rows)]
+        scores = self._vector_scores[signal][number - self._begin]
+        return top_k(scores, self.tie_order, self.query.top_k, least_score(signal))
+
+    def scores_at(self, signal: str, number: int, rows: np.ndarray) -> np.ndarray:
+        """A fact's float64 scores of passages `rows`."""
+        if signal == "bm25":
+            queries, divisor = self._words(number)
+            found = [self.postings.scores_at(words, rows) for words in queries]
+            return (found[0] if len(found) == 1 else np.max(found, axis=0)) / divisor
+        if signal == "dense" and self._proposed is not None:
+            scores = np.asarray(self._queries[self._variants(number)]) @ self._dense.vectors[rows].T
+            return combine(scores, [self.facts[number]])[0].astype(np.float64)
+        return self._vector_scores[signal][number - self._begin, rows].astype(np.float64)
 
 
 def fact_blocks(num_facts: int) -> list[slice]:
     return [slice(i, min(i + FACTS_PER_BLOCK, num_facts)) for i in range(0, num_facts, FACTS_PER_BLOCK)]
 
 
+def _tie_order(ids: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Each row's place in the order of ids, then starts."""
+    order = np.empty(len(ids), dtype=np.int64)
+    order[sorted(range(len(ids)), key=lambda i: (ids[i], starts[i]))] = np.arange(len(ids))
+    return order
+
+
 def score_shard(spec: dict[str, Any], folder: str, out: Path, query: Query) -> Done:
     """Every signal's best passages of one shard for all facts, with all signals' scores, in a file a block of facts."""
-    facts, tokenize = read_facts(folder), tokenizer_of(query)
-    scorer = _ShardScorer(query, spec, folder)
+    facts = read_facts(folder)
     table = _shard_table(query, spec["name"], ["example_id", "start"])
     ids, starts = np.array(table["example_id"].to_pylist(), dtype=object), table["start"].to_numpy()
-    tie_order = np.empty(len(ids), dtype=np.int64)
-    tie_order[sorted(range(len(ids)), key=lambda i: (ids[i], starts[i]))] = np.arange(len(ids))
+    scorer = _ShardScorer(query, spec, folder, facts, _tie_order(ids, starts))
     place = out / STAGES / "candidates"
     place.mkdir(parents=True)
     written = {}
     with progress.bar(f"score, shard {spec['name']}", len(facts), "facts") as advance:
         for number, block in enumerate(fact_blocks(len(facts))):
-            by_signal = scorer.scores(facts, block, tokenize)
+            scorer.open_block(block)
             parts: dict[str, list[np.ndarray]] = {"fact": [], "passage": [], "scores": []}
-            for position in range(len(facts[block])):
-                best = [
-                    top_k(scores[position], tie_order, query.top_k, least_score(signal))
-                    for signal, scores in zip(query.signals, by_signal, strict=True)
-                ]
-                rows = np.unique(np.concatenate(best))
-                parts["fact"].append(np.full(len(rows), block.start + position))
+            for fact in range(block.start, block.stop):
+                rows = np.unique(np.concatenate([scorer.best(signal, fact) for signal in query.signals]))
+                parts["fact"].append(np.full(len(rows), fact))
                 parts["passage"].append(rows)
-                parts["scores"].append(np.stack([scores[position, rows] for scores in by_signal], 1).astype(np.float64))
+                parts["scores"].append(np.stack([scorer.scores_at(s, fact, rows) for s in query.signals], 1))
             rows, scores = np.concatenate(parts["passage"]), np.concatenate(parts["scores"])
             columns = [
                 pa.array(np.concatenate(parts["fact"])),
                 pa.array(rows + spec["offset"]),
                 pa.array(ids[rows], pa.string()),
                 pa.array(starts[rows]),
-                pa.array(list(scores), pa.list_(pa.float64())),
+                pa.FixedSizeListArray.from_arrays(pa.array(scores.ravel()), len(query.signals)).cast(
+                    pa.list_(pa.float64())
+                ),
             ]
             name = f"{STAGES}/candidates/{spec['name']}.{number:05d}.parquet"
             (out / name).write_bytes(parquet_bytes(pa.Table.from_arrays(columns, schema=CANDIDATES)))
@@ -307,27 +386,51 @@ def search(query: Query, facts: list[Fact], output: OutputFolder, beam_args: tup
     run_stage(f"{stage}score", shards, partial(score_shard, query=query), output, beam_args)
 
 
-def merge_block(query: Query, folder: str, number: int, num_facts: int) -> Iterator[Candidates]:
-    """The candidates of each fact of a block, in order: the union of each signal's `top_k` over all shards."""
-    names = [join(folder, STAGES, "candidates", f"{s['name']}.{number:05d}.parquet") for s in query.shards]
-    table = pa.concat_tables([pq.read_table(localize(name)) for name in names]).combine_chunks()
-    fact_of, passages = table["fact"].to_numpy(), table["passage"].to_numpy()
-    ids, starts = np.array(table["example_id"].to_pylist(), dtype=object), table["start"].to_numpy()
+def _best_of(query: Query, table: pa.Table) -> list[tuple[int, pa.Table, np.ndarray]]:
+    """(fact, its rows in the order of ids, their scores `[rows, signals]`): each signal's `top_k` of candidates."""
     lists = table["signal_scores"].combine_chunks()
     scores = lists.flatten().to_numpy().reshape(-1, len(query.signals))
+    fact_of = table["fact"].to_numpy()
     order = np.argsort(fact_of, kind="stable")
-    block = fact_blocks(num_facts)[number]
-    for fact in range(block.start, block.stop):
-        rows = order[slice(*np.searchsorted(fact_of, [fact, fact + 1], sorter=order))]
-        tie_order = np.empty(len(rows), dtype=np.int64)
-        tie_order[sorted(range(len(rows)), key=lambda i: (ids[rows[i]], starts[rows[i]]))] = np.arange(len(rows))
+    found = []
+    for fact, begin, end in zip(*_groups(fact_of[order]), strict=True):
+        rows = order[begin:end]
+        if len(rows) > query.top_k:  # ids are compared only where they may decide
+            least = np.partition(scores[rows], len(rows) - query.top_k, axis=0)[len(rows) - query.top_k]
+            rows = rows[(scores[rows] >= least).any(axis=1)]
+        here = table.take(rows)
+        tie_order = _tie_order(np.array(here["example_id"].to_pylist(), dtype=object), here["start"].to_numpy())
         best = [
             top_k(scores[rows, column], tie_order, query.top_k, least_score(signal))
             for column, signal in enumerate(query.signals)
         ]
         kept = np.unique(np.concatenate(best))
-        kept = rows[kept[np.argsort(tie_order[kept])]]
-        yield Candidates(passages[kept], list(ids[kept]), starts[kept], scores[kept])
+        kept = kept[np.argsort(tie_order[kept])]
+        found.append((int(fact), here.take(kept), scores[rows[kept]]))
+    return found
+
+
+def _groups(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(values, begins, ends) of the runs of equal values."""
+    names, begins = np.unique(values, return_index=True)
+    return names, begins, np.append(begins[1:], len(values))
+
+
+def merge_block(query: Query, folder: str, number: int, num_facts: int) -> Iterator[Candidates]:
+    """The candidates of each fact of a block, in order: the union of each signal's `top_k` over all shards."""
+    names = [join(folder, STAGES, "candidates", f"{s['name']}.{number:05d}.parquet") for s in query.shards]
+    kept: list[tuple[int, pa.Table, np.ndarray]] = []
+    for start in range(0, len(names), SHARDS_AT_ONCE):
+        tables = [pq.read_table(localize(name)) for name in names[start : start + SHARDS_AT_ONCE]]
+        kept = _best_of(query, pa.concat_tables([table for _, table, _ in kept] + tables))
+    by_fact = {fact: (table, scores) for fact, table, scores in kept}
+    nothing = (CANDIDATES.empty_table(), np.empty((0, len(query.signals))))
+    block = fact_blocks(num_facts)[number]
+    for fact in range(block.start, block.stop):
+        table, scores = by_fact.get(fact, nothing)
+        yield Candidates(
+            table["passage"].to_numpy(), table["example_id"].to_pylist(), table["start"].to_numpy(), scores
+        )
 
 
 def read_passages(query: Query, ids: np.ndarray) -> dict[int, dict[str, Any]]:

@@ -126,6 +126,14 @@ def run(config: TraceConfig, beam_args: tuple[str, ...] = ()) -> Manifest:
             )
     elif config.scan:
         raise ConfigError(f"--scan: expected an index with the gradient signal, found none in {config.index}")
+    if index.details.get("dense", {}).get("encoder") == "":
+        for fact in facts:
+            if len(fact.embedding) != index.details["dense"]["dim"]:
+                raise ConfigError(
+                    f"{config.facts}: fact {fact.id!r}: expected an 'embedding' of {index.details['dense']['dim']} "
+                    f"numbers, as the index was made of the corpus' own vectors, found {len(fact.embedding)}; give "
+                    "one made by their encoder, or index with --encoder as well"
+                )
     query = Query(absolute(config.index), index.details, config.text_query, config.top_k, config.scan)
     tokenize = tokenizer_of(query)
     for fact in facts:  # the gradient signal asks its model's tokenizer, in the workers

@@ -7,12 +7,14 @@ A row is one of
 - `sentence` + `explain`: a plain sentence and the part of it to explain (its last occurrence),
 - `prompts` for `prompt`, `targets` for `target`, or both: lists, of which every prompt is asked with every target,
 - `variants`: a list of [prompt, target], as a fact with lists is written.
-With `id` (or `fact_id`), optional `aliases` of the target and `proponents`, and for lists `combine`: the scores of all
+With `id` (or `fact_id`), optional `aliases` of the target, `proponents` and `embedding` (a vector, for an index of the
+corpus' own vectors), and for lists `combine`: the scores of all
 that is asked become their "mean" (where nothing is said) or their "max". So one fact may be asked in several wordings,
 and one behaviour by several of its answers.
 """
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 from itertools import product
@@ -148,6 +150,10 @@ def fact_from_row(row: dict[str, Any]) -> Fact:
     if combine not in get_args(Combine):
         raise ValueError(f"field 'combine' must be 'mean' or 'max', found {combine!r}")
     proponents = row.get("proponents")
+    embedding = row.get("embedding") or []
+    numbers = isinstance(embedding, list) and all(isinstance(x, (int, float)) and math.isfinite(x) for x in embedding)
+    if not numbers or (embedding and not any(embedding)):
+        raise ValueError(f"field 'embedding' must be a list of finite numbers, not all zero, found {embedding!r:.80}")
     return Fact(
         id=fact_id,
         prompt=variants[0][0],
@@ -159,6 +165,7 @@ def fact_from_row(row: dict[str, Any]) -> Fact:
         proponents=None if proponents is None else tuple(proponents),
         variants=tuple(variants) if len(variants) > 1 else (),
         combine=combine,
+        embedding=tuple(map(float, embedding)),
     )
 
 

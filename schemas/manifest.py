@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from schemas.errors import ArtifactMismatch
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 Kind = Literal["checkpoints", "index", "rankings", "removals", "corpus", "verification"]
 

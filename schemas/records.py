@@ -89,12 +89,13 @@ class Fact:
     proponents: tuple[str, ...] | None = None
     variants: tuple[tuple[str, str], ...] = ()
     combine: Combine = "mean"
+    embedding: tuple[float, ...] = ()
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> Self:
         """The fact that `to_row` made the row from; what a user wrote is for `schemas.facts.parse_facts`."""
         known = _known(cls, row)
-        for name in ("aliases", "proponents"):
+        for name in ("aliases", "proponents", "embedding"):
             if known.get(name) is not None:
                 known[name] = tuple(known[name])
         known["variants"] = tuple((prompt, target) for prompt, target in known.get("variants", ()))

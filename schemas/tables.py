@@ -47,7 +47,6 @@ RANKINGS = _schema(
     coverage=pa.float64(),
     tokens=pa.list_(pa.struct([("start", pa.int64()), ("end", pa.int64()), ("share", pa.float64())])),
 )
-TERMS = _schema(term=pa.string(), df=pa.int64())
 
 
 def to_table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:

@@ -3,7 +3,17 @@
 import numpy as np
 import pytest
 
-from attribution.dense import build_index, open_index
+from attribution.dense import (
+    OVERFETCH,
+    Approximate,
+    ShardVectors,
+    build_index,
+    fill,
+    merge,
+    recall,
+    sample_size,
+    train,
+)
 
 
 def unit_rows(rows: int, dim: int = 6) -> np.ndarray:
@@ -18,23 +28,23 @@ def written(data: bytes, tmp_path) -> str:
 
 def test_vectors_and_ids_read_back_bit_by_bit_in_order(tmp_path):
     vectors, ids = unit_rows(5), np.array([7, 2**40, 0, 9, 3])
-    found, found_ids = open_index(written(build_index(vectors, ids), tmp_path))
-    np.testing.assert_array_equal(found, vectors)
-    np.testing.assert_array_equal(found_ids, ids)
-    assert found.dtype == np.float32
+    found = ShardVectors(written(build_index(vectors, ids), tmp_path))
+    np.testing.assert_array_equal(found.vectors, vectors)
+    np.testing.assert_array_equal(found.ids, ids)
+    assert found.vectors.dtype == np.float32
 
 
 def test_product_with_the_stored_vectors_is_the_exact_inner_product(tmp_path):
     vectors = unit_rows(30)
-    found, _ = open_index(written(build_index(vectors, np.arange(30)), tmp_path))
+    found = ShardVectors(written(build_index(vectors, np.arange(30)), tmp_path))
     brute = [[sum(float(a) * float(b) for a, b in zip(q, v, strict=True)) for v in vectors] for q in vectors[:3]]
-    np.testing.assert_allclose(vectors[:3] @ found.T, brute, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(vectors[:3] @ found.vectors.T, brute, rtol=1e-5, atol=1e-6)
 
 
 def test_doubles_and_strided_rows_are_stored_as_the_same_floats(tmp_path):
     vectors = np.asfortranarray(unit_rows(10)[::2].astype(np.float64))
-    found, _ = open_index(written(build_index(vectors, np.arange(5, dtype=np.int32)), tmp_path))
-    np.testing.assert_array_equal(found, vectors.astype(np.float32))
+    found = ShardVectors(written(build_index(vectors, np.arange(5, dtype=np.int32)), tmp_path))
+    np.testing.assert_array_equal(found.vectors, vectors.astype(np.float32))
 
 
 def test_same_vectors_give_same_bytes():
@@ -52,3 +62,56 @@ def test_a_row_that_is_not_of_unit_norm_is_refused_with_the_norms_found(factor, 
     vectors[1] *= factor
     with pytest.raises(ValueError, match=f"vectors must have unit norm, found {found}"):
         build_index(vectors, np.arange(3))
+
+
+def approximate_over(vectors: np.ndarray, cuts: list[int], folder, ids: np.ndarray, nprobe: int) -> Approximate:
+    trained = train(vectors[:: max(1, len(vectors) // 400)], seed=0)
+    parts = zip(np.split(vectors, cuts), np.split(ids, cuts), strict=True)
+    shards = []
+    for number, (part, part_ids) in enumerate(parts):
+        (folder / f"{number}.faiss").write_bytes(fill(trained, part, part_ids))
+        shards.append(str(folder / f"{number}.faiss"))
+    (folder / "merged").mkdir()
+    assert merge(trained, shards, folder / "merged") == ["ivf.faiss", "ivf.ivfdata"]
+    (folder / "merged").rename(folder / "moved")  # as a finished folder is
+    return Approximate(str(folder / "moved" / "ivf.faiss"), nprobe)
+
+
+def test_the_merged_index_proposes_the_exact_best_under_their_ids_wherever_it_lies(tmp_path):
+    turned = np.linalg.qr(np.random.default_rng(1).normal(size=(32, 32)))[0][:4]
+    vectors, ids = (unit_rows(2000, 4) @ turned).astype(np.float32), np.arange(2000) + 2**40
+    index = approximate_over(vectors, [700, 700, 1500], tmp_path, ids, nprobe=100)
+    queries = vectors[::100]
+    exact = ids[np.argsort(-(queries @ vectors.T), axis=1)[:, :10]]
+    found = index.search(queries, 10)
+    assert found.shape == (len(queries), 10 * OVERFETCH)
+    assert recall(found, exact) >= 0.95  # all lists are visited: what is lost is lost by the codes
+    assert index.code_bytes == 32 // 8 + 8 and index.num_lists == 400 // 39
+
+
+def test_one_shard_or_three_propose_the_same(tmp_path):
+    vectors, ids = unit_rows(1000, 16), np.arange(1000)
+    (tmp_path / "one").mkdir(), (tmp_path / "three").mkdir()
+    one = approximate_over(vectors, [], tmp_path / "one", ids, 3).search(vectors[:20], 5)
+    three = approximate_over(vectors, [100, 900], tmp_path / "three", ids, 3).search(vectors[:20], 5)
+    np.testing.assert_array_equal(np.sort(one, axis=1), np.sort(three, axis=1))
+
+
+def test_few_lists_visited_find_less_and_missing_places_are_minus_one(tmp_path):
+    vectors, ids = unit_rows(1000, 16), np.arange(1000)
+    found = approximate_over(vectors, [500], tmp_path, ids, nprobe=1).search(vectors[:5], 100)
+    assert (found == -1).any() and found.max() < 1000
+
+
+def test_training_is_the_same_for_the_same_sample_and_seed():
+    vectors = unit_rows(400, 16)
+    assert train(vectors, 0) == train(vectors, 0) != train(vectors, 1)
+
+
+def test_the_sample_grows_with_the_corpus_up_to_its_limit():
+    assert sample_size(200_000) == 39 * 1788 and sample_size(1_000_000) == 156_000
+    assert sample_size(10**9) == 2**18 and sample_size(50) == 50
+
+
+def test_recall_is_the_mean_share_of_the_exact_best():
+    assert recall(np.array([[1, 2, 9], [4, 5, -1]]), np.array([[1, 2], [5, 6]])) == (1.0 + 0.5) / 2

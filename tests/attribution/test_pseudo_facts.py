@@ -94,10 +94,10 @@ def test_passages_that_allow_no_fact_are_left_out_in_order():
     assert [fact.id for fact in made] == ["pseudo/z0/0", "pseudo/z2/0"]
 
 
-def test_sample_keys_differ_by_seed_example_and_start_and_not_by_text():
-    base = sample_key(0, passage("a"))
-    assert sample_key(0, passage("b")) == base
-    others = {sample_key(1, passage("a")), sample_key(0, passage("a", "y")), sample_key(0, passage("a", "z", 5))}
+def test_sample_keys_differ_by_seed_example_and_start():
+    base = sample_key(0, "z", 0)
+    assert sample_key(0, "z", 0) == base
+    others = {sample_key(1, "z", 0), sample_key(0, "y", 0), sample_key(0, "z", 5)}
     assert len(others | {base}) == 4
-    keys = [sample_key(0, passage("a", f"z{n}")) for n in random.Random(0).sample(range(100), 100)]
+    keys = [sample_key(0, f"z{n}", 0) for n in random.Random(0).sample(range(100), 100)]
     assert len(set(keys)) == 100

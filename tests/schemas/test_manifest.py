@@ -41,7 +41,7 @@ def test_what_is_no_manifest_is_refused_with_the_remedy(data):
         parse_manifest(data, "here", "index")
 
 
-@pytest.mark.parametrize("data", [b'{"format_version": 2, "kind": "index"}', changed(files=[{"name": "a"}])])
+@pytest.mark.parametrize("data", [b'{"format_version": 3, "kind": "index"}', changed(files=[{"name": "a"}])])
 def test_a_manifest_that_lacks_its_fields_is_refused_with_the_remedy(data):
     with pytest.raises(
         ArtifactMismatch, match=r"here/manifest.json: expected a manifest of proponent.*make the folder"

@@ -3,11 +3,14 @@
 import io
 from dataclasses import asdict
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from schemas.records import Passage
-from schemas.tables import CANDIDATES, PASSAGES, RANKINGS, TERMS, parquet_bytes, to_table
+from schemas.tables import CANDIDATES, PASSAGES, RANKINGS, parquet_bytes, to_table
+
+TERMS = pa.schema([pa.field("term", pa.string(), False), pa.field("df", pa.int64(), False)])
 
 PASSAGE = {
     "example_id": "z", "start": 0, "end": 3, "text": "été", "source": "s", "sha256": "ab", "file": "f", "row": 1,
