@@ -122,7 +122,11 @@ class Approximate:
 
     def search(self, queries: np.ndarray, k: int) -> np.ndarray:
         """`[queries, k * OVERFETCH]` ids of passages to score exactly, -1 where the lists visited held fewer."""
-        return self._index.search(np.ascontiguousarray(queries, np.float32), k * OVERFETCH)[1]
+        return self.codes_only(queries, k * OVERFETCH)
+
+    def codes_only(self, queries: np.ndarray, k: int) -> np.ndarray:
+        """`[queries, k]` ids by the codes' own scores, which nothing rescored."""
+        return self._index.search(np.ascontiguousarray(queries, np.float32), k)[1]
 
 
 def recall(found: np.ndarray, exact: np.ndarray) -> float:

@@ -115,6 +115,14 @@ def log_runner(beam_args: tuple[str, ...]) -> None:
     log.info("runner: %s", "FnApiRunner (Beam, local, in this process)" if runner else name)
 
 
+def run_pipeline(stage: str, shards: list[Shard], work: Work, folder: str, beam_args: tuple[str, ...]) -> None:
+    """Works the shards with Beam and waits."""
+    runner, options = make_runner(beam_args)
+    pipeline = beam.Pipeline(runner=runner, options=options)
+    _ = pipeline | "Shards" >> beam.Create(shards) | f"Run {stage}" >> beam.ParDo(RunShard(stage, work, folder))
+    pipeline.run().wait_until_finish()
+
+
 def run_stage(
     stage: str, shards: list[Shard], work: Work, output: OutputFolder, beam_args: tuple[str, ...] = ()
 ) -> list[ShardRecord]:
@@ -126,10 +134,7 @@ def run_stage(
     found = {shard.name: _read_record(folder, stage, shard.name) for shard in shards}
     pending = [shard for shard in shards if found[shard.name] is None or "error" in found[shard.name]]
     if pending:
-        runner, options = make_runner(beam_args)
-        pipeline = beam.Pipeline(runner=runner, options=options)
-        _ = pipeline | "Shards" >> beam.Create(pending) | f"Run {stage}" >> beam.ParDo(RunShard(stage, work, folder))
-        pipeline.run().wait_until_finish()
+        run_pipeline(stage, pending, work, folder, beam_args)
     records = []
     for shard in shards:
         row = _read_record(folder, stage, shard.name)
