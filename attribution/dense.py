@@ -1,26 +1,29 @@
 """Dense vectors in FAISS under our own int64 passage ids: exact per shard, and over all shards an approximate index.
 
 Each shard's unit vectors are kept exactly; while the index is small the scores are their products with the queries.
-From `APPROXIMATE_FROM` vectors on, an inverted file with product-quantised residuals (IVF-PQ: Jégou et al. 2011,
-"Product quantization for nearest neighbor search") proposes `OVERFETCH` times as many passages as are asked for, and
-the exact vectors score those. It is trained once on a sample, filled shard by shard in parallel and merged on disk.
+From `APPROXIMATE_FROM` vectors on, an inverted file of product-quantised residuals proposes passages, and their exact
+vectors score them (IVF-PQ: Jégou et al. 2011, "Product quantization for nearest neighbor search"; with 4-bit codes
+whose tables fit into registers: André et al. 2015, "Cache locality is not enough"). It is trained once on a sample and
+filled in parts of up to `PART` vectors, in parallel; a search goes through the parts one after another, so that none
+needs more memory than a part.
+
+8-bit codes of the same size were 9 times slower, took 20 times the training and found less (400,000 vectors of 384
+numbers, docs/log.md).
 """
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Iterable
 
 import faiss
 import numpy as np
-from faiss.contrib.ondisk import merge_ondisk
 
 APPROXIMATE_FROM = 200_000
-SAMPLE = 2**18  # vectors that it is trained on at most: 400 MB at 384 dimensions
-PER_LIST = 39  # FAISS asks for so many training vectors a list
-SUBVECTOR = 8  # numbers that one byte stands for: 1/32 of float32
-OVERFETCH = 10
-MIN_RECALL = 0.97  # that nprobe is chosen for, on vectors of the corpus
+PART = 2**20  # vectors: 60 MB at 384 dimensions
+PER_LIST = 64  # training vectors; FAISS asks for 39 at least
+SAMPLE = 2**18  # vectors to train on at most: 400 MB at 384 dimensions
+SUBVECTOR = 4  # numbers that 4 bits stand for: 1/32 of float32
+PROPOSED = 1000  # passages a query at least
+OVERFETCHES = (10, 30, 100, 300)  # times as many as asked for, the first that suffices
+MIN_RECALL = 0.99  # that nprobe and the overfetch are chosen for, on vectors of the corpus; queries are harder
 
 
 def build_index(vectors: np.ndarray, ids: np.ndarray) -> bytes:
@@ -53,80 +56,83 @@ class ShardVectors:
 
 def sample_size(num_vectors: int) -> int:
     """How many vectors `train` wants of a corpus of so many."""
-    return min(num_vectors, SAMPLE, PER_LIST * int(4 * np.sqrt(num_vectors)))
+    return min(num_vectors, SAMPLE, PER_LIST * int(np.sqrt(num_vectors)))
 
 
 def train(sample: np.ndarray, seed: int) -> bytes:
-    """An empty IVF-PQ index trained on unit vectors `[sample_size(N), dim]`, serialised.
+    """An empty index trained on unit vectors `[sample_size(N), dim]`, serialised.
 
-    4 sqrt(N) lists, as far as the sample has 39 vectors for each; a byte for every 8 numbers (or the nearest divisor of
-    dim below). The same sample gives the same bytes with the same number of threads.
+    It has sqrt(N) lists, as far as the sample has 64 vectors for each, and half a byte for every 4 numbers (or the
+    nearest divisor of dim above). The same sample and number of threads give the same bytes.
     """
     rows, dim = sample.shape
     parts = max(part for part in range(1, max(1, dim // SUBVECTOR) + 1) if dim % part == 0)
     lists, coarse = max(1, rows // PER_LIST), faiss.IndexFlatIP(dim)
-    index = faiss.IndexIVFPQ(coarse, dim, lists, parts, 8, faiss.METRIC_INNER_PRODUCT)
-    index.cp.seed = index.pq.cp.seed = seed + 1  # 0 is drawn from the clock
+    index = faiss.IndexIVFPQFastScan(coarse, dim, lists, parts, 4, faiss.METRIC_INNER_PRODUCT)
+    index.cp.seed = index.pq.cp.seed = seed + 1  # FAISS would take 0 from the clock
     index.cp.spherical = True
     index.train(np.ascontiguousarray(sample, np.float32))
     return faiss.serialize_index(index).tobytes()
 
 
-def fill(trained: bytes, vectors: np.ndarray, ids: np.ndarray) -> bytes:
-    """One shard's vectors `[rows, dim]` in a copy of the trained index, under `ids` `[rows]`, serialised."""
+def fill(trained: bytes, shards: Iterable[tuple[np.ndarray, np.ndarray]]) -> bytes:
+    """A part of the index: a copy of the trained one with the (vectors `[rows, dim]`, ids `[rows]`) of some shards."""
     index = faiss.deserialize_index(np.frombuffer(trained, np.uint8))
-    index.add_with_ids(np.ascontiguousarray(vectors, np.float32), ids.astype(np.int64))
+    for vectors, ids in shards:
+        index.add_with_ids(np.ascontiguousarray(vectors, np.float32), ids.astype(np.int64))
     return faiss.serialize_index(index).tobytes()
 
 
-def merge(trained: bytes, shards: list[str], folder: Path) -> list[str]:
-    """Merges filled shards (paths) into `ivf.faiss` and its lists `ivf.ivfdata` in `folder`, without loading them.
-
-    Returns the names of both files. The lists are found by their name beside the index, wherever it lies.
-    """
-    index = faiss.deserialize_index(np.frombuffer(trained, np.uint8))
-    with _printing_to_stderr():
-        merge_ondisk(index, shards, str(folder / "ivf.ivfdata"))
-    faiss.write_index(index, str(folder / "ivf.faiss"))
-    return ["ivf.faiss", "ivf.ivfdata"]
-
-
-@contextmanager
-def _printing_to_stderr() -> Iterator[None]:
-    """FAISS tells about its files on the standard output, where results belong."""
-    kept = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
-
-
 class Approximate:
-    """The merged index, opened for search; its lists are memory-mapped."""
+    """The parts of the index, opened one after another for each search.
 
-    def __init__(self, path: str, nprobe: int):
-        with _printing_to_stderr():
-            self._index = faiss.read_index(path, faiss.IO_FLAG_ONDISK_SAME_DIR)
-        self._index.nprobe = nprobe
+    `nprobe` lists of each are visited, and `overfetch` times as many passages proposed as are asked for.
+    """
 
-    @property
-    def num_lists(self) -> int:
-        return self._index.nlist
+    def __init__(self, parts: list[str], nprobe: int, overfetch: int):
+        self.parts, self.nprobe, self.overfetch = parts, nprobe, overfetch
 
-    @property
-    def code_bytes(self) -> int:
-        """Bytes a vector, its id included."""
-        return self._index.code_size + 8
+    def propose(self, queries: np.ndarray, k: int) -> np.ndarray:
+        """`[queries, at least k * overfetch]` ids of passages to score exactly, -1 where the lists held fewer."""
+        return self.search(queries, max(PROPOSED, k * self.overfetch))
 
-    def search(self, queries: np.ndarray, k: int) -> np.ndarray:
-        """`[queries, k * OVERFETCH]` ids of passages to score exactly, -1 where the lists visited held fewer."""
-        return self.codes_only(queries, k * OVERFETCH)
+    def search(self, queries: np.ndarray, count: int) -> np.ndarray:
+        """`[queries, count]` ids by the codes' scores, best first, -1 where the lists visited held fewer."""
+        queries = np.ascontiguousarray(queries, np.float32)
+        scores, ids = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
+        for part in self.parts:
+            index = faiss.read_index(part)
+            index.nprobe = self.nprobe
+            found = index.search(queries, count)
+            scores, ids = np.concatenate([scores, found[0]], axis=1), np.concatenate([ids, found[1]], axis=1)
+            best = np.argsort(-scores, axis=1, kind="stable")[:, :count]
+            scores, ids = np.take_along_axis(scores, best, 1), np.take_along_axis(ids, best, 1)
+        return ids
 
-    def codes_only(self, queries: np.ndarray, k: int) -> np.ndarray:
-        """`[queries, k]` ids by the codes' own scores, which nothing rescored."""
-        return self._index.search(np.ascontiguousarray(queries, np.float32), k)[1]
+
+def tune(parts: list[str], lists: int, queries: np.ndarray, exact: np.ndarray) -> tuple[Approximate, float]:
+    """(the index that visits and proposes as few as give MIN_RECALL of `exact` `[queries, k]`, its recall).
+
+    The best that was seen, where none gives it.
+    """
+    best, highest = Approximate(parts, lists, OVERFETCHES[-1]), -1.0
+    for overfetch in OVERFETCHES:
+        nprobe = 4
+        while nprobe < lists:
+            nprobe = min(2 * nprobe, lists)
+            index = Approximate(parts, nprobe, overfetch)
+            found = recall(index.search(queries, exact.shape[1] * overfetch), exact)
+            if found > highest:
+                best, highest = index, found
+            if found >= MIN_RECALL:
+                return index, found
+    return best, highest
+
+
+def shape_of(trained: bytes) -> tuple[int, int]:
+    """(lists, bytes a vector with its id) of a trained index."""
+    index = faiss.deserialize_index(np.frombuffer(trained, np.uint8))
+    return index.nlist, index.code_size + 8
 
 
 def recall(found: np.ndarray, exact: np.ndarray) -> float:

@@ -7,7 +7,8 @@ Prints one JSON object, one line, last on standard output; progress goes to stan
 - texts: the first half of one T-REx sentence and the second half of another; where that data is absent, words drawn by
   Zipf's law (exponent 1.07, 200,000 words);
 - vectors: unit(u_i + 0.7 u_j + 0.1 g), 384 numbers, u the MiniLM vectors of the two sentences (of the first 16,384; a
-  seeded low-rank mixture where the data or the encoder is absent), g unit Gaussian;
+  seeded low-rank mixture where the data or the encoder is absent), g with entries of
+  variance 1;
 - 1,000 queries: facts cut from passages as `index` does for its fit, asked by their text (BM25) and its MiniLM vector
   (without the encoder: the passage's vector with other noise).
 
@@ -17,8 +18,9 @@ Each part runs in a process of its own, so that its peak of memory is its own:
   passages over N / 10. `passages_per_second` by stage.
 - `beam_overhead`: seconds of the job on N / 10 passages over those of the same work in a bare loop, less 1.
 - `bm25_...`: 8 shards against one bm25s index (numpy backend) of the same tokens, one process each, top 100.
-- `dense_...`: the approximate index with exact scoring of what it proposes against exact search (the faster of
-  IndexFlatIP and a blocked product), in batches of 100 queries; `pq_...`: the codes alone, without exact scoring.
+- `dense_...`: the approximate index, read from its files for each batch, with exact scoring of what it proposes,
+  against exact search in memory (the faster of IndexFlatIP and a blocked product), in batches of 100 queries.
+- `pq_...`: the codes alone, without exact scoring.
 """
 
 import argparse
@@ -89,7 +91,7 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def noisy(u: np.ndarray, i: np.ndarray, j: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    noise = unit(generator.normal(size=(len(i), DIM)).astype(np.float32))
+    noise = generator.standard_normal((len(i), DIM), dtype=np.float32)
     return unit(u[i % len(u)] + 0.7 * u[j % len(u)] + 0.1 * noise)
 
 
@@ -307,7 +309,7 @@ def dense_search(room: Path) -> dict[str, Any]:
     index = open_approximate(str(folder), details["dense"])
 
     def ours(batch: np.ndarray) -> np.ndarray:
-        proposed, found = index.search(batch, 10), []
+        proposed, found = index.propose(batch, 10), []
         for query, ids in zip(batch, proposed, strict=True):
             ids = ids[ids >= 0]
             of = np.searchsorted(offsets, ids, side="right") - 1
@@ -328,7 +330,7 @@ def dense_search(room: Path) -> dict[str, Any]:
             answers[name].append(arm(batch))
             seconds[name] += time.perf_counter() - start
     exact, found = np.concatenate(answers["faiss"]), np.concatenate(answers["ours"])
-    codes = np.concatenate([index.codes_only(batch, 10) for batch in batches])
+    codes = np.concatenate([index.search(batch, 10) for batch in batches])
     told = details["dense"]["approximate"]
     return {
         "dense_search": told["kind"],
@@ -336,6 +338,7 @@ def dense_search(room: Path) -> dict[str, Any]:
         "dense_speedup_over_exact": round(min(seconds["faiss"], seconds["product"]) / seconds["ours"], 2),
         "dense_queries_per_second": round(len(queries) / seconds["ours"], 1),
         "dense_nprobe": told["nprobe"],
+        "dense_overfetch": told["overfetch"],
         "dense_recall_in_manifest": told["recall_at_10"],
         "pq_recall_at_10": round(dense.recall(codes, exact), 4),
         "pq_memory_share": round(told["bytes_per_vector"] / (4 * DIM), 4),

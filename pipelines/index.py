@@ -153,13 +153,25 @@ def _vectors(folder: str, shard: dict[str, Any]) -> dense.ShardVectors:
     return dense.ShardVectors(localize(join(folder, "dense", f"{shard['name']}.faiss")))
 
 
-def fill_shard(spec: dict[str, Any], folder: str, out: Path) -> Done:
-    """One shard's vectors in a copy of the trained approximate index."""
-    shard = _vectors(folder, spec)
-    (out / APPROXIMATE).mkdir(parents=True)
+def fill_part(spec: dict[str, Any], folder: str, out: Path) -> Done:
+    """A part of the approximate index: the vectors of a few shards."""
     trained = read_bytes(join(folder, APPROXIMATE, "trained.faiss"))
-    (out / APPROXIMATE / f"{spec['name']}.faiss").write_bytes(dense.fill(trained, shard.vectors, shard.ids))
-    return Done({"in": spec["rows"]}, {f"{APPROXIMATE}/{spec['name']}.faiss": spec["rows"]})
+    found = (_vectors(folder, shard) for shard in spec["shards"])
+    (out / "dense").mkdir()
+    name = f"dense/approximate-{spec['part']:05d}.faiss"
+    (out / name).write_bytes(dense.fill(trained, ((shard.vectors, shard.ids) for shard in found)))
+    rows = sum(shard["rows"] for shard in spec["shards"])
+    return Done({"in": rows}, {name: rows})
+
+
+def _parts(shards: list[dict[str, Any]]) -> list[Shard]:
+    """Consecutive shards together, up to dense.PART vectors."""
+    groups: list[list[dict[str, Any]]] = [[]]
+    for shard in shards:
+        if groups[-1] and sum(other["rows"] for other in groups[-1]) + shard["rows"] > dense.PART:
+            groups.append([])
+        groups[-1].append(shard)
+    return [Shard(f"{n:05d}", {"part": n, "shards": group}) for n, group in enumerate(groups)]
 
 
 def _vectors_at(folder: str, shards: list[dict[str, Any]], numbers: np.ndarray) -> np.ndarray:
@@ -186,44 +198,36 @@ def _exact_best(folder: str, shards: list[dict[str, Any]], queries: np.ndarray, 
 
 
 def approximate_index(
-    specs: list[Shard], details: dict[str, Any], seed: int, output: OutputFolder, beam_args: tuple[str, ...]
+    details: dict[str, Any], seed: int, output: OutputFolder, beam_args: tuple[str, ...]
 ) -> list[FileInfo]:
-    """Trains the approximate dense index on a sample, fills it shard by shard, merges it and measures its recall.
+    """Trains the approximate dense index on a sample, fills its parts and measures its recall.
 
-    `nprobe` is the least power of two with a recall of dense.MIN_RECALL on vectors of the corpus itself.
+    How many lists it visits and passages it proposes is chosen for a recall on vectors of the corpus itself.
     """
-    count, folder = details["bm25"]["num_passages"], output.path
+    shards, count, folder = details["shards"], details["bm25"]["num_passages"], output.path
     generator = np.random.default_rng(seed)
     trained_file = join(folder, APPROXIMATE, "trained.faiss")
     numbers = np.sort(generator.choice(count, dense.sample_size(count), replace=False))
-    asked = np.sort(generator.choice(count, RECALL_QUERIES, replace=False))
+    asked = np.sort(generator.choice(count, min(count, RECALL_QUERIES), replace=False))
     if not exists(trained_file):
         with progress.bar("dense, training the approximate index", len(numbers), "vectors") as advance:
-            write_bytes(trained_file, dense.train(_vectors_at(folder, details["shards"], numbers), seed))
+            write_bytes(trained_file, dense.train(_vectors_at(folder, shards, numbers), seed))
             advance(len(numbers))
-    run_stage("approximate", specs, fill_shard, output, beam_args)
-    filled = [localize(join(folder, APPROXIMATE, f"{shard.name}.faiss")) for shard in specs]
-    with tempfile.TemporaryDirectory() as place:
-        names = dense.merge(read_bytes(trained_file), filled, Path(place))
-        files = [publish(Path(place) / name, folder, f"dense/{name}", count) for name in names]
-    queries = _vectors_at(folder, details["shards"], asked)
-    exact = _exact_best(folder, details["shards"], queries, 10)
-    nprobe, found = 4, 0.0
-    while found < dense.MIN_RECALL:
-        nprobe *= 2
-        index = dense.Approximate(localize(join(folder, files[0].name)), nprobe)
-        found = dense.recall(index.search(queries, 10), exact)
-        if nprobe >= index.num_lists:
-            break
+    files = all_files(run_stage("approximate", _parts(shards), fill_part, output, beam_args))
+    queries = _vectors_at(folder, shards, asked)
+    exact = _exact_best(folder, shards, queries, 10)
+    lists, code_bytes = dense.shape_of(read_bytes(trained_file))
+    index, found = dense.tune([localize(join(folder, info.name)) for info in files], lists, queries, exact)
     details["dense"]["search"] = "approximate"
     details["dense"]["approximate"] = {
         "files": [info.name for info in files],
-        "kind": f"IVF{index.num_lists},PQ{index.code_bytes - 8}, {dense.OVERFETCH} x top_k rescored exactly",
+        "kind": f"IVF{lists},PQ{2 * (code_bytes - 8)}x4fs",
         "trained_on": len(numbers),
         "of": count,
-        "nprobe": nprobe,
+        "nprobe": index.nprobe,
+        "overfetch": index.overfetch,
         "recall_at_10": round(found, 4),
-        "bytes_per_vector": index.code_bytes,
+        "bytes_per_vector": code_bytes,
     }
     return files
 
@@ -258,7 +262,8 @@ def approximations(details: dict[str, Any], cut: int) -> list[str]:
         made.append("no encoder for the corpus' vectors: the fusion gives dense the least weight, which was not fitted")
     if "approximate" in details.get("dense", {}):
         found = details["dense"]["approximate"]
-        made.append(f"dense candidates from {found['kind']}: recall@10 {found['recall_at_10']:.3f} on its own vectors")
+        told = f"recall@10 {found['recall_at_10']:.3f} of what it proposes, on the corpus' own vectors"
+        made.append(f"dense candidates from {found['kind']}, {told}")
     if len(details["signals"]) > 1 and not details["fusion"]["fit"]["facts"]:
         made.append("no facts could be cut from the corpus to fit the fusion on: its signals weigh the same")
     if cut:
@@ -301,7 +306,7 @@ def _work_all(
         records = run_stage("dense", specs, work, output, beam_args)
         files, cut = files + all_files(records), total(records, "cut")
         if statistics.num_passages >= dense.APPROXIMATE_FROM:
-            files += approximate_index(specs, details, config.seed, output, beam_args)
+            files += approximate_index(details, config.seed, output, beam_args)
     if "gradient" in details:
         size = CURVATURE_SAMPLE if config.feature_dtype == "none" else MOMENT_SAMPLE
         sample = [(p.text, p.parts) for p in sample_passages(output.path, details["shards"], config.seed, size)]

@@ -156,24 +156,19 @@ def _dense_queries(facts: list[Fact], out: Path, query: Query) -> Done:
         with progress.bar("candidates, dense", len(facts), "facts") as advance:
             proposed = []
             for start in range(0, len(vectors), FACTS_PER_BLOCK):
-                proposed.append(index.search(vectors[start : start + FACTS_PER_BLOCK], query.top_k))
+                block = vectors[start : start + FACTS_PER_BLOCK]
+                proposed.append(index.propose(block, query.top_k))
                 advance(len(proposed[-1]))
         np.save(out / STAGES / "queries" / "proposed.npy", np.concatenate(proposed))
         written.append(f"{STAGES}/queries/proposed.npy")
     return Done({"in": len(facts)}, dict.fromkeys(written, len(facts)))
 
 
-@lru_cache(maxsize=1)
-def _approximate(path: str, lists: str, nprobe: int) -> dense.Approximate:
-    assert Path(path).parent == Path(lists).parent, (path, lists)
-    return dense.Approximate(path, nprobe)
-
-
 def open_approximate(index: str, recorded: dict[str, Any]) -> dense.Approximate:
-    """The index's approximate dense index, its lists memory-mapped."""
+    """The index's approximate dense index."""
     found = recorded["approximate"]
-    index_file, lists = (localize(join(index, name)) for name in found["files"])
-    return _approximate(index_file, lists, found["nprobe"])
+    parts = [localize(join(index, name)) for name in found["files"]]
+    return dense.Approximate(parts, found["nprobe"], found["overfetch"])
 
 
 def _gradient_queries(number: int, facts: list[Fact], out: Path, query: Query) -> Done:
@@ -306,7 +301,7 @@ class _ShardScorer:
         return (words, 1) if fact.combine == "max" else ([list(itertools.chain(*words))], len(words))
 
     def best(self, signal: str, number: int) -> np.ndarray:
-        """Rows of the fact's `top_k` by a signal (more or fewer where the dense signal is approximate)."""
+        """Rows of the fact's `top_k` by a signal."""
         if signal == "bm25":
             queries, _ = self._words(number)
             found = [self.postings.candidates(words, self.query.top_k) for words in queries]
@@ -315,7 +310,8 @@ class _ShardScorer:
             return rows[top_k(scores, self.tie_order[rows], self.query.top_k, least_score(signal))]
         if signal == "dense" and self._proposed is not None:
             rows = np.unique(self._proposed[self._variants(number)]) - self.offset
-            return rows[(rows >= 0) & (rows < self.rows)]
+            rows = rows[(rows >= 0) & (rows < self.rows)]
+            return rows[top_k(self.scores_at(signal, number, rows), self.tie_order[rows], self.query.top_k)]
         scores = self._vector_scores[signal][number - self._begin]
         return top_k(scores, self.tie_order, self.query.top_k, least_score(signal))
 

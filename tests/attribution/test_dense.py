@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 
 from attribution.dense import (
-    OVERFETCH,
     Approximate,
     ShardVectors,
     build_index,
     fill,
-    merge,
     recall,
     sample_size,
+    shape_of,
     train,
+    tune,
 )
 
 
@@ -65,41 +65,44 @@ def test_a_row_that_is_not_of_unit_norm_is_refused_with_the_norms_found(factor, 
 
 
 def approximate_over(vectors: np.ndarray, cuts: list[int], folder, ids: np.ndarray, nprobe: int) -> Approximate:
-    trained = train(vectors[:: max(1, len(vectors) // 400)], seed=0)
-    parts = zip(np.split(vectors, cuts), np.split(ids, cuts), strict=True)
-    shards = []
-    for number, (part, part_ids) in enumerate(parts):
-        (folder / f"{number}.faiss").write_bytes(fill(trained, part, part_ids))
-        shards.append(str(folder / f"{number}.faiss"))
-    (folder / "merged").mkdir()
-    assert merge(trained, shards, folder / "merged") == ["ivf.faiss", "ivf.ivfdata"]
-    (folder / "merged").rename(folder / "moved")  # as a finished folder is
-    return Approximate(str(folder / "moved" / "ivf.faiss"), nprobe)
+    trained = train(vectors[:: max(1, len(vectors) // 640)], seed=0)
+    assert shape_of(trained) == (len(vectors[:: max(1, len(vectors) // 640)]) // 64, vectors.shape[1] // 8 + 8)
+    files = []
+    for number, pair in enumerate(zip(np.split(vectors, cuts), np.split(ids, cuts), strict=True)):
+        (folder / f"{number}.faiss").write_bytes(fill(trained, [pair]))
+        files.append(str(folder / f"{number}.faiss"))
+    return Approximate(files, nprobe, overfetch=2)
 
 
-def test_the_merged_index_proposes_the_exact_best_under_their_ids_wherever_it_lies(tmp_path):
+def test_the_parts_propose_the_exact_best_under_their_ids(tmp_path):
     turned = np.linalg.qr(np.random.default_rng(1).normal(size=(32, 32)))[0][:4]
     vectors, ids = (unit_rows(2000, 4) @ turned).astype(np.float32), np.arange(2000) + 2**40
     index = approximate_over(vectors, [700, 700, 1500], tmp_path, ids, nprobe=100)
     queries = vectors[::100]
     exact = ids[np.argsort(-(queries @ vectors.T), axis=1)[:, :10]]
-    found = index.search(queries, 10)
-    assert found.shape == (len(queries), 10 * OVERFETCH)
+    found = index.search(queries, 200)
+    assert found.shape == (len(queries), 200)
     assert recall(found, exact) >= 0.95  # all lists are visited: what is lost is lost by the codes
-    assert index.code_bytes == 32 // 8 + 8 and index.num_lists == 400 // 39
+    assert recall(found[:, :10], exact) < recall(found, exact)
 
 
-def test_one_shard_or_three_propose_the_same(tmp_path):
+def test_one_part_or_three_propose_the_same(tmp_path):
     vectors, ids = unit_rows(1000, 16), np.arange(1000)
     (tmp_path / "one").mkdir(), (tmp_path / "three").mkdir()
-    one = approximate_over(vectors, [], tmp_path / "one", ids, 3).search(vectors[:20], 5)
-    three = approximate_over(vectors, [100, 900], tmp_path / "three", ids, 3).search(vectors[:20], 5)
+    one = approximate_over(vectors, [], tmp_path / "one", ids, 3).search(vectors[:20], 1000)
+    three = approximate_over(vectors, [100, 900], tmp_path / "three", ids, 3).search(vectors[:20], 1000)
     np.testing.assert_array_equal(np.sort(one, axis=1), np.sort(three, axis=1))
+
+
+def test_a_part_filled_from_several_shards_is_that_of_their_rows_together(tmp_path):
+    vectors, ids, trained = unit_rows(300, 16), np.arange(300), train(unit_rows(300, 16), 0)
+    halves = [(vectors[:100], ids[:100]), (vectors[100:], ids[100:])]
+    assert fill(trained, halves) == fill(trained, [(vectors, ids)])
 
 
 def test_few_lists_visited_find_less_and_missing_places_are_minus_one(tmp_path):
     vectors, ids = unit_rows(1000, 16), np.arange(1000)
-    found = approximate_over(vectors, [500], tmp_path, ids, nprobe=1).search(vectors[:5], 100)
+    found = approximate_over(vectors, [500], tmp_path, ids, nprobe=1).search(vectors[:5], 1000)
     assert (found == -1).any() and found.max() < 1000
 
 
@@ -109,8 +112,21 @@ def test_training_is_the_same_for_the_same_sample_and_seed():
 
 
 def test_the_sample_grows_with_the_corpus_up_to_its_limit():
-    assert sample_size(200_000) == 39 * 1788 and sample_size(1_000_000) == 156_000
+    assert sample_size(200_000) == 64 * 447 and sample_size(1_000_000) == 64_000
     assert sample_size(10**9) == 2**18 and sample_size(50) == 50
+
+
+def test_tuning_visits_and_proposes_no_more_than_the_recall_needs(tmp_path):
+    vectors, ids = unit_rows(2000, 16), np.arange(2000)
+    parts = approximate_over(vectors, [900], tmp_path, ids, 1).parts
+    exact = np.argsort(-(vectors[:50] @ vectors.T), axis=1)[:, :10]
+    index, found = tune(parts, 10, vectors[:50], exact)
+    assert found >= 0.99 and found == recall(index.search(vectors[:50], 10 * index.overfetch), exact)
+    less = Approximate(parts, max(1, index.nprobe // 2), index.overfetch)
+    assert recall(less.search(vectors[:50], 10 * index.overfetch), exact) < 0.99
+    assert index.propose(vectors[:3], 1).shape == (3, 1000)
+    _, found = tune(parts, 10, vectors[:50], exact + 5000)
+    assert found == 0.0
 
 
 def test_recall_is_the_mean_share_of_the_exact_best():
