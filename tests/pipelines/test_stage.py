@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
-from pipelines import stage
+from pipelines import index, resources, stage
 from pipelines.runners import cores_shared, make_pipeline, run_to_end
 from pipelines.stage import METRICS, Done, RunShard, Shard, run_stage
 from pipelines.storage import OutputFolder
 from schemas.errors import ConfigError
+from tests.pipelines.conftest import index_config
 
 SEEN = {"loads": 0, "inside": 0, "most": 0}
 
@@ -64,6 +65,20 @@ def test_a_worker_that_outlives_a_job_loads_anew_for_the_next(tmp_path, fresh):
     for job, loads in (("first", 1), ("first", 1), ("second", 2)):
         in_threads(tmp_path, job)
         assert SEEN["loads"] == loads
+
+
+def test_a_model_is_loaded_once_for_all_stages_of_an_index(tmp_path, monkeypatch, corpus, checkpoints, encoder):
+    loaded, load = [], resources.load_checkpoint
+
+    def counting(path, *options):
+        loaded.append(path)
+        return load(path, *options)
+
+    monkeypatch.setattr(resources, "load_checkpoint", counting)
+    resources._extractor.cache_clear()
+    checkpoint = str(Path(checkpoints, "step-000200"))
+    index.run(index_config(corpus, tmp_path / "index", checkpoint, encoder, passages_per_shard=20))
+    assert loaded == [checkpoint]
 
 
 def test_two_outputs_are_two_jobs_and_one_output_is_one(tmp_path, monkeypatch):
