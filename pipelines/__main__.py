@@ -49,6 +49,8 @@ def run_verb(verb: str, arguments: list[str], beam_args: tuple[str, ...]) -> Non
         raise ConfigError(f"{verb} runs without Beam: expected nothing after --, found {' '.join(beam_args)}")
     from pipelines import progress
 
+    if verb in BEAM_VERBS:  # a runner that cannot be had is refused before any model is loaded
+        importlib.import_module("pipelines.runners").make_pipeline(beam_args)
     progress.set_quiet(config.quiet)
     logging.getLogger("pipelines").setLevel(logging.WARNING if config.quiet else logging.INFO)
     module = importlib.import_module(f"pipelines.{verb}")

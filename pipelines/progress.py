@@ -18,6 +18,10 @@ def set_quiet(quiet: bool) -> None:
     _state["quiet"] = quiet
 
 
+def is_quiet() -> bool:
+    return _state["quiet"]
+
+
 @contextmanager
 def bar(label: str, total: int | None, unit: str) -> Iterator[Callable[..., None]]:
     """Yields `advance(count, tokens=0)`; the bar shows the rate, the time left and tokens a second."""

@@ -1,4 +1,7 @@
-"""What the workers load: once a process, kept at module level, because runners call `setup` as often as they like."""
+"""What the workers load: once a process, kept at module level, because runners call `setup` as often as they like.
+
+The caches have no lock of their own: a process works one shard at a time (pipelines/stage.py).
+"""
 
 import logging
 from dataclasses import dataclass
@@ -58,14 +61,19 @@ class GradientRecipe:
     device: str = "auto"
 
 
-@lru_cache(maxsize=1)
 def extractor(path: str, recipe: GradientRecipe, estimated: str = "") -> tuple[FeatureExtractor, str]:
     """(the extractor, the file that the optimizer's state was read from or nothing).
 
     `estimated` is a file of second moments that stand in for a state. One at a time: the checkpoint is the outer loop,
     so that a big model is loaded once and held alone. Raises ConfigError.
     """
+    return _extractor(path, recipe, estimated)  # a cache would take an argument left out for another call
+
+
+@lru_cache(maxsize=1)
+def _extractor(path: str, recipe: GradientRecipe, estimated: str) -> tuple[FeatureExtractor, str]:
     checkpoint.cache_clear()
+    _extractor.cache_clear()  # the last one goes before this one comes
     loaded, scales, source = load_checkpoint(path, recipe.dtype, recipe.device), None, ""
     layers, _ = tracked_layers(loaded.model, loaded.trainable, recipe.layers)
     state = None

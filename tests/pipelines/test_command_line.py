@@ -1,15 +1,19 @@
 """The command line: exit codes, messages, the last line of evaluate, the runner that is chosen."""
 
 import json
+import os
+import re
 import subprocess
 import sys
 
 import pytest
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.runners.portability.portable_runner import PortableRunner
 
+from pipelines import runners
 from pipelines.__main__ import main
 from pipelines.config import FlagConfig, IndexConfig, VerifyConfig
-from pipelines.stage import make_runner
+from pipelines.runners import make_pipeline, make_runner
 from schemas.errors import ConfigError
 
 
@@ -20,7 +24,40 @@ def test_the_local_runner_is_chosen_explicitly(name):
 
 def test_another_runner_is_left_to_beam():
     runner, options = make_runner(("--runner=PortableRunner", "--job_endpoint=localhost:1"))
-    assert runner is None and options.get_all_options()["runner"] == "PortableRunner"
+    assert isinstance(runner, PortableRunner) and options.get_all_options()["runner"] == "PortableRunner"
+
+
+@pytest.mark.parametrize(
+    "beam_args, message",
+    [
+        ("--runner=DaskRuner", "--runner: expected direct, DaskRunner, .*FlinkRunner.* found 'DaskRuner'; check"),
+        ("--runner=pipelines.stage.NoRunner", "found 'pipelines.stage.NoRunner'"),
+        ("--runner=no.such.Runner", "--runner: expected no.such.Runner to be installed, found: No module named 'no'"),
+        ("--direct_num_workers=3", "=3: expected --direct_running_mode=multi_processing beside it, found in_memory"),
+    ],
+)
+def test_a_runner_that_cannot_be_had_is_refused_before_anything_is_written(
+    tmp_path, corpus, capsys, beam_args, message
+):
+    arguments = ["index", "--corpus", corpus, "--output", str(tmp_path / "out"), "--quiet", "--", beam_args]
+    assert main(arguments) == 2
+    assert re.search(message, capsys.readouterr().err) and os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("name, extra", [("DaskRunner", "dask"), ("dataflow", "gcp")])
+def test_a_runner_whose_extra_is_not_installed_names_it(monkeypatch, name, extra):
+    def not_installed(asked):
+        raise ImportError("No module named 'it'")
+
+    monkeypatch.setattr(runners, "create_runner", not_installed)
+    with pytest.raises(ConfigError, match=rf"found: No module named 'it'; pip install 'proponent\[{extra}\]'"):
+        make_runner((f"--runner={name}",))
+
+
+def test_options_that_beam_refuses_are_refused_by_us():
+    contradicting = ("--runner=PortableRunner", "--environment_type=LOOPBACK", "--environment_config=localhost:1")
+    with pytest.raises(ConfigError, match=r"(?s)options after --: .*not compatible with environment type LOOPBACK"):
+        make_pipeline(contradicting)
 
 
 def test_help_and_unknown_verbs(capsys):

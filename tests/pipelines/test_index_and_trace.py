@@ -11,7 +11,7 @@ import pytest
 
 from pipelines import evaluate, index, trace
 from pipelines.config import EvaluateConfig, IndexConfig, TraceConfig
-from pipelines.stage import RunShard
+from pipelines.stage import METRICS, RunShard
 from schemas.errors import ArtifactMismatch, ConfigError
 from schemas.rankings import rankings_from_jsonl, rankings_from_table
 from tests.pipelines.conftest import corpus_rows, fact_rows, index_config, write_jsonl
@@ -81,7 +81,7 @@ def test_the_same_index_twice_has_the_same_bytes(tmp_path, built_index, corpus, 
     first = json.loads(Path(built_index, "manifest.json").read_text())
     assert {f["name"]: f["sha256"] for f in first["files"]} == {f.name: f.sha256 for f in again.files}
     on_disk = {str(p.relative_to(built_index)) for p in Path(built_index).rglob("*") if p.is_file()}
-    assert on_disk == {f["name"] for f in first["files"]} | {"manifest.json"}
+    assert on_disk == {f["name"] for f in first["files"]} | {"manifest.json", METRICS}
 
 
 def test_a_killed_index_resumes_to_the_same_bytes(tmp_path, monkeypatch, corpus, checkpoints, encoder):
@@ -116,7 +116,7 @@ def test_a_killed_index_resumes_to_the_same_bytes(tmp_path, monkeypatch, corpus,
     resumed = index.run(config)
     assert not set(before) & set(worked[len(before) :])
     on_disk = {str(p.relative_to(tmp_path / "index")) for p in (tmp_path / "index").rglob("*") if p.is_file()}
-    assert on_disk == {f.name for f in resumed.files} | {"manifest.json"}
+    assert on_disk == {f.name for f in resumed.files} | {"manifest.json", METRICS}
     assert [f.sha256 for f in resumed.files] == [f.sha256 for f in whole.files]
     assert not (tmp_path / ".index.partial").exists()
 
