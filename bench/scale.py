@@ -6,7 +6,7 @@ Prints one JSON object, one line, last on standard output; progress goes to stan
 
 - texts: the first half of one T-REx sentence and the second half of another; where that data is absent, words drawn by
   Zipf's law (exponent 1.07, 200,000 words);
-- vectors: unit(u_i + 0.7 u_j + 0.1 g), 384 numbers, u the MiniLM vectors of the two sentences (of the first 16,384; a
+- vectors: unit(u_i + 0.7 u_j + 0.1 g), 384 numbers, u the MiniLM vectors of the two sentences (of the first 8,192; a
   seeded low-rank mixture where the data or the encoder is absent), g with entries of
   variance 1;
 - 1,000 queries: facts cut from passages as `index` does for its fit, asked by their text (BM25) and its MiniLM vector
@@ -44,7 +44,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data" / "trex"
-SEED, DIM, SENTENCES, QUERIES, FILES = 0, 384, 16_384, 1000, 10
+SEED, DIM, SENTENCES, QUERIES, FILES = 0, 384, 8_192, 1000, 10
 VOCABULARY, ZIPF, RANK = 200_000, 1.07, 64
 TOP, BATCH, BM25_SHARDS = 100, 100, 8
 
