@@ -21,18 +21,32 @@ Scales = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 class _Projected:
-    """The consumer that makes features. A layer's two sides are matrices `[out, p]` and `[in, p]`."""
+    """The consumer that makes features. A layer's two sides are matrices `[out, p]` and `[in, p]`.
 
-    def __init__(self, sides: dict[Layer, tuple[torch.Tensor, torch.Tensor]], exact: torch.dtype):
-        self.sides, self.exact = sides, exact
-        self.parts: dict[Layer, torch.Tensor] = {}
+    It adds them up in the rows that it is given: tensors of its own for each layer would outlive the pass that made
+    them, scattered over the heap, and the peak grew with every new shape of a batch.
+    """
+
+    def __init__(
+        self,
+        sides: dict[Layer, tuple[torch.Tensor, torch.Tensor]],
+        columns: dict[Layer, slice],
+        exact: torch.dtype,
+    ):
+        self.sides, self.columns, self.exact = sides, columns, exact
+        self.met: set[Layer] = set()
+        self._rows: torch.Tensor | None = None
         # Layers found to read one input (q, k, v) share one product with their right sides, made at the first.
         self._readers: dict[Layer, list[Layer]] = {}
         self._joined: dict[Layer, torch.Tensor] = {}
         self._last: tuple[torch.Tensor | None, Layer | None, dict[Layer, torch.Tensor]] = (None, None, {})
 
-    def begin(self) -> None:
-        self.parts, self._last = {}, (None, None, {})
+    def begin(self, rows: torch.Tensor) -> None:
+        """From here on, the features of a batch are added to `rows` `[batch, dim]`."""
+        self._rows = rows.zero_()
+
+    def end(self) -> None:
+        self._rows, self._last = None, (None, None, {})
 
     def take_input(self, layer: Layer, part: int, a: torch.Tensor) -> torch.Tensor:
         last, first, made = self._last
@@ -61,8 +75,8 @@ class _Projected:
         self._add(layer, left[tokens], d.to(right.dtype) @ right)
 
     def _add(self, layer: Layer, left: torch.Tensor, right: torch.Tensor) -> None:
-        product = (left.transpose(1, 2).to(self.exact) @ right.to(self.exact)).flatten(1)
-        self.parts[layer] = self.parts[layer] + product if layer in self.parts else product
+        self._rows[:, self.columns[layer]] += (left.transpose(1, 2).to(self.exact) @ right.to(self.exact)).flatten(1)
+        self.met.add(layer)
 
 
 class FeatureExtractor:
@@ -114,7 +128,7 @@ class FeatureExtractor:
             )
             columns[layer], dim = slice(dim, dim + width), dim + width
         self.dim, self.columns = dim, columns
-        self._consumer = _Projected(sides, self.exact)
+        self._consumer = _Projected(sides, columns, self.exact)
         self.backward = Backward(checkpoint, self.layers)
         self._require_gradients()
 
@@ -134,7 +148,7 @@ class FeatureExtractor:
 
     def _require_gradients(self) -> None:
         self.features(probe_sequences(self.checkpoint))
-        silent = [layer for layer in self.layers if layer not in self._consumer.parts]
+        silent = [layer for layer in self.layers if layer not in self._consumer.met]
         if silent:
             share = sum(layer.parameter.numel() for layer in silent) / self.coverage.trainable
             raise ConfigError(
@@ -150,23 +164,23 @@ class FeatureExtractor:
     def batches(self, sequences: list[Sequence]) -> Iterator[tuple[list[int], np.ndarray]]:
         """(positions, features `[len(positions), dim]`) of all sequences that have a loss, a batch at a time.
 
-        The fullest come first: what the others need then fits into the memory that is there.
+        The features stand in the same memory each time: they are the caller's until the next batch. The largest come
+        first, padding included: what the others need then fits into the memory that is there.
         """
         told = [i for i, sequence in enumerate(sequences) if sequence.has_loss]
         sizes = [sequences[i].size for i in told]
-        batches = token_batches(sizes, self.batch_tokens)
-        for batch in sorted(batches, key=lambda batch: -sum(sizes[i] for i in batch)):
-            positions = [told[i] for i in batch]
-            self._consumer.begin()
-            self.backward.run([sequences[i] for i in positions], self._consumer)
-            yield positions, self._joined(len(positions))
-
-    def _joined(self, rows: int) -> np.ndarray:
-        parts = self._consumer.parts
-        width = {layer: columns.stop - columns.start for layer, columns in self.columns.items()}
-        none = torch.zeros(rows, max(width.values()), dtype=self.exact)  # experts that no token was sent to
-        found = [parts[layer].cpu() if layer in parts else none[:, : width[layer]] for layer in self.layers]
-        return torch.cat(found, dim=1).numpy()
+        batches = sorted(token_batches(sizes, self.batch_tokens), key=lambda b: -len(b) * max(sizes[i] for i in b))
+        memory = torch.empty(
+            max(map(len, batches), default=0), self.dim, dtype=self.exact, device=self.checkpoint.device
+        )
+        for batch in batches:
+            positions, rows = [told[i] for i in batch], memory[: len(batch)]
+            self._consumer.begin(rows)
+            try:
+                self.backward.run([sequences[i] for i in positions], self._consumer)
+            finally:
+                self._consumer.end()
+            yield positions, rows.cpu().numpy()
 
     def features(self, sequences: list[Sequence], progress: Callable[[int, int], None] | None = None) -> np.ndarray:
         """`[len(sequences), dim]`, in the given order; a sequence with no token to predict has a zero feature.
