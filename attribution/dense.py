@@ -42,16 +42,24 @@ def build_index(vectors: np.ndarray, ids: np.ndarray) -> bytes:
 
 
 class ShardVectors:
-    """A shard's index, opened: `ids` `[rows]`, and `vectors` `[rows, dim]`, memory-mapped: a few of many are cheap.
-
-    The vectors live as long as this object.
-    """
+    """A shard's index, opened: `ids` `[rows]`, and `vectors` `[rows, dim]`, memory-mapped: a few of many are cheap."""
 
     def __init__(self, path: str):
-        self._index = faiss.read_index(path, faiss.IO_FLAG_MMAP_IFC)
-        self.ids = faiss.vector_to_array(self._index.id_map)
-        flat = faiss.downcast_index(self._index.index)
-        self.vectors = faiss.rev_swig_ptr(flat.get_xb(), flat.ntotal * flat.d).reshape(flat.ntotal, flat.d)
+        index = faiss.read_index(path, faiss.IO_FLAG_MMAP_IFC)
+        self.ids = faiss.vector_to_array(index.id_map)
+        self.vectors = np.asarray(_Mapped(index))
+
+
+class _Mapped:
+    """An index's vectors as numpy takes them: the array, and every view of it, keeps the index alive.
+
+    FAISS' own array does not, and reading it after the index is gone ends the process.
+    """
+
+    def __init__(self, index: faiss.IndexIDMap2):
+        flat = faiss.downcast_index(index.index)
+        vectors = faiss.rev_swig_ptr(flat.get_xb(), flat.ntotal * flat.d).reshape(flat.ntotal, flat.d)
+        self._index, self.__array_interface__ = index, vectors.__array_interface__
 
 
 def sample_size(num_vectors: int) -> int:

@@ -354,7 +354,7 @@ def run_job(room: Path, job: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "bench.scale", "--job", job, "--room", str(room)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode:
-        sys.exit(f"job {job} failed")
+        sys.exit(f"job {job} ended with {done.returncode}")
     result = json.loads(done.stdout.splitlines()[-1])
     say(f"job {job}: {json.dumps(result)}")
     return result

@@ -1,5 +1,7 @@
 """Dense vectors survive FAISS under our ids, score as an exact product, and bad rows are refused."""
 
+import gc
+
 import numpy as np
 import pytest
 
@@ -32,6 +34,14 @@ def test_vectors_and_ids_read_back_bit_by_bit_in_order(tmp_path):
     np.testing.assert_array_equal(found.vectors, vectors)
     np.testing.assert_array_equal(found.ids, ids)
     assert found.vectors.dtype == np.float32
+
+
+def test_vectors_outlive_the_object_that_opened_them(tmp_path):
+    vectors = unit_rows(50_000)  # large enough to be unmapped, where nothing held the index
+    path = written(build_index(vectors, np.arange(50_000)), tmp_path)
+    held = ShardVectors(path).vectors[100:]
+    gc.collect()
+    np.testing.assert_array_equal(held, vectors[100:])
 
 
 def test_product_with_the_stored_vectors_is_the_exact_inner_product(tmp_path):

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from attribution.dense import ShardVectors
 from pipelines import evaluate, index, trace
 from pipelines.config import EvaluateConfig, IndexConfig, TraceConfig
 from pipelines.stage import METRICS, RunShard
@@ -293,8 +294,6 @@ def test_subword_bm25_finds_chinese(tmp_path, checkpoints):
 
 
 def test_dense_ids_and_vectors_survive_the_disk(built_index):
-    from attribution.dense import open_index
-
-    vectors, ids = open_index(str(next(Path(built_index, "dense").iterdir())))
-    assert ids.tolist() == list(range(50))
-    assert np.allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-5)
+    found = ShardVectors(str(next(Path(built_index, "dense").iterdir())))
+    assert found.ids.tolist() == list(range(50))
+    assert np.allclose(np.linalg.norm(found.vectors, axis=1), 1.0, atol=1e-5)
