@@ -77,6 +77,30 @@ def test_bm25_candidates_share_a_word_and_top_k_cuts_each_signal(tmp_path, built
     assert max(per_fact) <= 6 and min(per_fact) >= 2
 
 
+def test_a_filter_ranks_the_best_of_what_it_lets_through(tmp_path, built_index, facts, rankings):
+    found = run_trace(built_index, facts, tmp_path / "few", where="source=[tw]*", top_k=3)
+    expected = set()
+    for signal in ("bm25", "dense", "gradient"):
+        for fact in {key[0] for key in rankings}:
+            kept = {k: p for k, p in rankings.items() if k[0] == fact and p.source in ("trade", "weather")}
+            kept = {k: p.signals[signal] for k, p in kept.items() if signal != "bm25" or p.signals[signal] > 0}
+            expected |= set(sorted(kept, key=lambda k: (-kept[k], k))[:3])
+    assert found.keys() == expected
+    assert all(found[k].signals == pytest.approx(rankings[k].signals, rel=1e-5, abs=1e-7) for k in expected)
+
+
+@pytest.mark.parametrize(
+    "where, message",
+    [
+        ("source=nowhere", "--where source=nowhere: expected passages that match, found none in"),
+        ("id=a", "--where: expected source=PATTERN or file=PATTERN, found 'id=a'"),
+    ],
+)
+def test_a_filter_that_keeps_nothing_is_refused(tmp_path, built_index, facts, where, message):
+    with pytest.raises(ConfigError, match=message):
+        run_trace(built_index, facts, tmp_path / "none", where=where)
+
+
 def test_the_same_index_twice_has_the_same_bytes(tmp_path, built_index, corpus, checkpoints, encoder):
     again = index.run(index_config(corpus, tmp_path / "index", checkpoints, encoder))
     first = json.loads(Path(built_index, "manifest.json").read_text())
