@@ -13,6 +13,7 @@ Processes make a job parallel. Loaded things last for one job: a cluster's worke
 something else.
 """
 
+import errno
 import json
 import logging
 import os
@@ -34,7 +35,17 @@ from apache_beam.metrics.metric import Metrics
 
 from pipelines import progress
 from pipelines.runners import NAMESPACE, describe, make_pipeline, run_to_end
-from pipelines.storage import STAGES, OutputFolder, exists, is_local, join, publish, read_bytes, write_bytes
+from pipelines.storage import (
+    STAGES,
+    OutputFolder,
+    exists,
+    is_disk_full,
+    is_local,
+    join,
+    publish,
+    read_bytes,
+    write_bytes,
+)
 from schemas.errors import ERRORS_BY_NAME, ProponentError
 from schemas.manifest import FileInfo
 
@@ -116,6 +127,11 @@ class RunShard(beam.DoFn):
                 files = [publish(Path(temporary) / n, self.folder, n, rows) for n, rows in sorted(done.rows.items())]
             except ProponentError as error:
                 return {"shard": shard.name, "error": [type(error).__name__, str(error)]}
+            except OSError as error:
+                # Looked into while the work's files still take the room; the driver knows it by its text.
+                if error.errno is None and is_disk_full(error, temporary):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), temporary) from error
+                raise
         return {
             "shard": shard.name,
             "counts": done.counts,
