@@ -28,7 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.stage import Done, Shard, ShardRecord, all_files, run_stage, total
-from pipelines.storage import STAGES, OutputFolder, absolute, exists, join, match, open_read
+from pipelines.storage import STAGES, OutputFolder, absolute, exists, join, match, open_read, read_manifest, verified
 from schemas.errors import ConfigError, FailureBudgetExceeded
 from schemas.manifest import MANIFEST, FileInfo
 from schemas.records import DeadLetter, text_sha256
@@ -38,6 +38,7 @@ JSONL, PARQUET, TEXT = (".jsonl", ".ndjson", ".json"), (".parquet",), (".txt", "
 FORMS = (("messages",), ("prompt", "completion"))
 LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 SHOWN, SHOWN_CHARACTERS = 5, 80
+CLEANED = "corpus/"  # in a folder that `clean` wrote
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ def split_suffix(path: str) -> tuple[str, str]:
 def list_corpus(pattern: str) -> list[tuple[str, int]]:
     """(path, bytes) of a corpus' files: a glob, or a folder that `clean` wrote. Raises ConfigError if there is none."""
     if exists(join(pattern, MANIFEST)):
+        read_manifest(pattern, "corpus")
         pattern = join(pattern, "corpus", "**")
     elif os.path.isdir(pattern):
         raise ConfigError(f"{pattern}: expected corpus files, found a folder; give a glob, such as '{pattern}/*.jsonl'")
@@ -97,9 +99,12 @@ def list_corpus(pattern: str) -> list[tuple[str, int]]:
 
 
 def base_folder(pattern: str) -> str:
-    """The part of a glob before its first wildcard: what file names are given relative to."""
+    """The part of a glob before its first wildcard: what file names are given relative to.
+
+    Of a folder that `clean` wrote it ends in a slash: its files are read only as its manifest knows them.
+    """
     if exists(join(pattern, MANIFEST)):
-        return join(absolute(pattern), "corpus")
+        return join(absolute(pattern), CLEANED)
     return os.path.dirname(re.split(r"[*?\[{]", absolute(pattern))[0])
 
 
@@ -307,7 +312,12 @@ def _text(path: str, name: str) -> Iterator[Record | DeadLetter]:
 
 
 def read_records(path: str, format: CorpusFormat, base: str) -> Iterator[Record | DeadLetter]:
-    """A file's records in order; a text file is one document, its id the path below `base`."""
+    """A file's records in order; a text file is one document, its id the path below `base`.
+
+    Raises ArtifactMismatch for a file that is not as the `clean` that wrote it left it.
+    """
+    if base.endswith(f"/{CLEANED}"):
+        verified(base.removesuffix(CLEANED), CLEANED + relative_name(path, base), local=False)
     suffix = split_suffix(path)[0]
     if suffix in JSONL:
         return _jsonl(path, format)

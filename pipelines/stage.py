@@ -44,6 +44,7 @@ from pipelines.storage import (
     join,
     publish,
     read_bytes,
+    size_of,
     write_bytes,
 )
 from schemas.errors import ERRORS_BY_NAME, ProponentError
@@ -151,6 +152,13 @@ def _read_record(folder: str, stage: str, shard: str) -> dict[str, Any] | None:
     return json.loads(read_bytes(path)) if exists(path) else None
 
 
+def _is_whole(folder: str, row: dict[str, Any] | None) -> bool:
+    """Whether a shard's record stands, and its files beside it in their sizes."""
+    if row is None or "error" in row:
+        return False
+    return all(size_of(join(folder, info["name"])) == info["bytes"] for info in row["files"])
+
+
 def log_runner(beam_args: tuple[str, ...]) -> None:
     """Says which runner a job will run on. Raises ConfigError where it cannot, before anything is written."""
     log.info("runner: %s", describe(make_pipeline(beam_args), beam_args))
@@ -168,14 +176,14 @@ def run_pipeline(run_shard: RunShard, shards: list[Shard], beam_args: tuple[str,
 def run_stage(
     stage: str, shards: list[Shard], work: Work, output: OutputFolder, beam_args: tuple[str, ...] = ()
 ) -> list[ShardRecord]:
-    """Works every shard that has no record yet and returns all records in the order of `shards`.
+    """Works every shard that has no record yet, or not all files of its record, and returns the records in order.
 
     Raises the first shard's ProponentError, or RuntimeError if the runner ended without a shard's record.
     """
     folder, job = output.path, _job_of.setdefault(output, uuid.uuid4().hex)
     _current["job"] = job  # what the driver has loaded for it stays, for a runner in this process
     found = {shard.name: _read_record(folder, stage, shard.name) for shard in shards}
-    pending = [shard for shard in shards if found[shard.name] is None or "error" in found[shard.name]]
+    pending = [shard for shard in shards if not _is_whole(folder, found[shard.name])]
     if pending:
         run_pipeline(RunShard(stage, work, folder, job, progress.is_quiet()), pending, beam_args)
     rows = []

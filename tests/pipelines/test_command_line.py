@@ -83,7 +83,7 @@ def test_a_mistyped_option_is_refused_not_handed_to_beam(tmp_path, capsys):
     "config, options, message",
     [
         (IndexConfig, {"signals": "bm25,tracin"}, "--signals: expected some of bm25, dense, gradient, found 'tracin'"),
-        (IndexConfig, {"signals": "bm25,dense"}, "--encoder: expected an encoder for dense"),
+        (IndexConfig, {"signals": "bm25,dense"}, "--encoder: expected one, or --embedding_field, for dense"),
         (IndexConfig, {"signals": "bm25,gradient"}, "--checkpoints: expected some for gradient"),
         (IndexConfig, {"overlap": 256}, "--overlap: expected 0 to --max_tokens - 1, found 256"),
     ],

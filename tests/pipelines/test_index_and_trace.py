@@ -13,6 +13,7 @@ from pipelines import evaluate, index, trace
 from pipelines.config import EvaluateConfig, IndexConfig, TraceConfig
 from pipelines.stage import METRICS, RunShard
 from schemas.errors import ArtifactMismatch, ConfigError
+from schemas.manifest import content_sha256
 from schemas.rankings import rankings_from_jsonl, rankings_from_table
 from tests.pipelines.conftest import corpus_rows, fact_rows, index_config, write_jsonl
 
@@ -131,6 +132,7 @@ def test_an_index_of_another_model_tokenizer_or_version_is_refused(tmp_path, bui
     def refused(change, message):
         changed = json.loads(json.dumps(manifest))
         change(changed)
+        changed["sha256"] = content_sha256(changed)
         (spoiled / "manifest.json").write_text(json.dumps(changed))
         with pytest.raises(ArtifactMismatch, match=message):
             run_trace(spoiled, facts, tmp_path / "rankings")
@@ -293,8 +295,8 @@ def test_subword_bm25_finds_chinese(tmp_path, checkpoints):
 
 
 def test_dense_ids_and_vectors_survive_the_disk(built_index):
-    from attribution.dense import open_index
+    from attribution.dense import ShardVectors
 
-    vectors, ids = open_index(str(next(Path(built_index, "dense").iterdir())))
-    assert ids.tolist() == list(range(50))
-    assert np.allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-5)
+    shard = ShardVectors(str(next(Path(built_index, "dense").iterdir())))
+    assert shard.ids.tolist() == list(range(50))
+    assert np.allclose(np.linalg.norm(shard.vectors, axis=1), 1.0, atol=1e-5)

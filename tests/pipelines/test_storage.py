@@ -1,21 +1,24 @@
 """Output folders: one job at a time, a full disk, a place that cannot be written to."""
 
 import errno
+import hashlib
 import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pipelines import index
-from pipelines.config import IndexConfig
-from pipelines.stage import Done, Shard, run_stage
-from pipelines.storage import MANIFEST, OutputFolder, output_lock
-from schemas.errors import ConfigError, DiskFull
+from pipelines import clean, evaluate, index, trace, train
+from pipelines.config import CleanConfig, EvaluateConfig, IndexConfig, TraceConfig, TrainConfig
+from pipelines.stage import Done, RunShard, Shard, run_stage
+from pipelines.storage import MANIFEST, OutputFolder, output_lock, read_manifest, verified
+from schemas.errors import ArtifactMismatch, ConfigError, DiskFull
 from schemas.manifest import Manifest
+from schemas.records import text_sha256
 from tests.pipelines.conftest import corpus_rows, write_jsonl
 
 ROOT = Path(__file__).parents[2]
@@ -140,17 +143,139 @@ def test_a_full_disk_keeps_what_is_finished_and_the_same_job_resumes(tmp_path, m
 
 
 def test_a_full_disk_in_the_driver_is_told_alike_and_leaves_no_half_file(tmp_path, monkeypatch):
-    replace = os.replace
+    os_replace = os.replace
 
     def full(source, target):
         if str(target).endswith("merged"):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), target)
-        replace(source, target)
+        os_replace(source, target)
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(DiskFull, match="merged"), OutputFolder(str(tmp_path / "out"), {}) as output:
         output.write("merged", b"data", 1)
     assert os.listdir(tmp_path / ".out.partial") == ["plan.json"]
+
+
+def files_of(folder: Path) -> list[str]:
+    return sorted(info.name for info in read_manifest(str(folder), "index").files)
+
+
+def kinds_of(folder: Path) -> dict[str, str]:
+    """One file of each kind that a trace reads, by its folder and the end of its name."""
+    found = {}
+    for name in files_of(folder):
+        parts = name.split("/")
+        found.setdefault((parts[0], parts[-1].split(".", 1)[-1] if parts[0] != "bm25" else parts[-1]), name)
+    return found
+
+
+def trace_into(folder: Path, index_folder: Path, facts: str) -> None:
+    trace.run(TraceConfig(index=str(index_folder), facts=facts, output=str(folder / "rankings")))
+
+
+def flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def test_each_file_of_an_index_is_compared_before_it_is_read_and_named(tmp_path, built_index, facts, monkeypatch):
+    spoiled = tmp_path / "index"
+    shutil.copytree(built_index, spoiled)
+    names = list(kinds_of(spoiled).values())
+    assert {name.split("/")[0] for name in names} == {"examples", "bm25", "dense", "gradients"} and len(names) >= 10
+    for name in names:
+        whole = (spoiled / name).read_bytes()
+        flip_a_bit(spoiled / name)
+        with pytest.raises(ArtifactMismatch, match=rf"{name}: expected {len(whole)} bytes with the sha256 .*restore"):
+            trace_into(tmp_path, spoiled, facts)
+        (spoiled / name).write_bytes(whole[:-1])
+        with pytest.raises(ArtifactMismatch, match=rf"{name}: expected .*found {len(whole) - 1} bytes"):
+            trace_into(tmp_path, spoiled, facts)
+        (spoiled / name).unlink()
+        with pytest.raises(ArtifactMismatch, match=rf"{name}: expected .*found no such file"):
+            trace_into(tmp_path, spoiled, facts)
+        assert os.listdir(tmp_path) == ["index"]
+        (spoiled / name).write_bytes(whole)
+    trace_into(tmp_path, spoiled, facts)
+    assert (tmp_path / "rankings" / MANIFEST).exists()
+
+
+def test_a_file_is_hashed_once_a_job_and_again_when_it_changed(tmp_path, monkeypatch):
+    hashed, digest = [], hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda file, name: hashed.append(file.name) or digest(file, name))
+    with OutputFolder(str(tmp_path / "out"), {}) as output:
+        manifest = Manifest("corpus", {}, {}, {"in": 0, "kept": 0, "removed": 0, "dead": 0})
+        info = output.write("a", b"data", 1)
+        assert verified(output.path, "a") == f"{output.path}/a"  # no manifest, nothing to compare with
+        output.finish(replace(manifest, files=[info]))
+    path = tmp_path / "out/a"
+    assert verified(str(tmp_path / "out"), "a") == verified(str(tmp_path / "out"), "a") == str(path)
+    assert hashed == [str(path)]
+    path.write_bytes(b"DATA")
+    os.utime(path, (1, 1))
+    with pytest.raises(ArtifactMismatch, match="out/a: expected 4 bytes"):
+        verified(str(tmp_path / "out"), "a")
+    assert len(hashed) == 2
+
+
+def test_an_edited_manifest_and_a_changed_ranking_are_refused(tmp_path, built_index, facts, room):
+    trace_into(tmp_path, built_index, facts)
+    manifest = tmp_path / "rankings" / MANIFEST
+    flip_a_bit(tmp_path / "rankings/rankings.jsonl")
+    config = EvaluateConfig(rankings=str(tmp_path / "rankings"), facts=facts)
+    with pytest.raises(ArtifactMismatch, match=r"rankings\.jsonl: expected"):
+        evaluate.run(config)
+    manifest.write_text(manifest.read_text().replace('"top_k": 100', '"top_k": 10'))
+    with pytest.raises(ArtifactMismatch, match=r"rankings/manifest\.json: .* it was changed after it was written"):
+        evaluate.run(config)
+
+
+def test_a_cleaned_corpus_is_read_only_as_its_manifest_knows_it(tmp_path):
+    rows = corpus_rows()
+    corpus = write_jsonl(tmp_path / "c.jsonl", rows)
+    sha = text_sha256(rows[0]["text"])
+    removal = {"example_id": rows[0]["id"], "sha256": sha, "reason": "r", "decision": "approved", "decided_by": "x"}
+    removals = write_jsonl(tmp_path / "r.jsonl", [removal])
+    clean.run(CleanConfig(corpus=corpus, removals=removals, output=str(tmp_path / "cleaned")))
+    config = IndexConfig(corpus=str(tmp_path / "cleaned"), output=str(tmp_path / "index"))
+    file = tmp_path / "cleaned/corpus/c.jsonl"
+    whole = file.read_bytes()
+    file.write_bytes(whole.replace(b"rained", b"snowed"))
+    for verb in (lambda: index.run(config), lambda: train.run(TrainConfig(corpus=config.corpus, output=config.output))):
+        with pytest.raises(ArtifactMismatch, match=r"cleaned/corpus/c\.jsonl: expected .*restore the file"):
+            verb()
+    assert not (tmp_path / "index").exists()
+    file.write_bytes(whole)
+    assert index.run(config).counts["kept"] == len(rows) - 1
+
+
+@pytest.mark.parametrize("spoil", ["missing", "short", "record"])
+def test_a_shard_that_has_lost_a_file_is_worked_again(tmp_path, monkeypatch, spoil):
+    worked, process = [], RunShard.process
+
+    def noting(self, shard):
+        worked.append(shard.name)
+        return process(self, shard)
+
+    monkeypatch.setattr(RunShard, "process", noting)
+    monkeypatch.setitem(ROOM, "left", 10**9)
+    shards = [Shard(str(n), {"name": str(n), "size": 100}) for n in range(3)]
+    with pytest.raises(KeyError), OutputFolder(str(tmp_path / "out"), {}) as output:
+        run_stage("s", shards, filling, output)
+        raise KeyError("killed")
+    place = tmp_path / ".out.partial"
+    if spoil == "record":
+        (place / ".stages/s/1.json").unlink()
+    elif spoil == "missing":
+        (place / "1.bin").unlink()
+    else:
+        (place / "1.bin").write_bytes(b"half")
+    with OutputFolder(str(tmp_path / "out"), {}) as output:
+        run_stage("s", shards, filling, output)
+        finish(output)
+    assert worked == ["0", "1", "2", "1"]
+    assert (tmp_path / "out/1.bin").stat().st_size == 100
 
 
 @pytest.fixture
