@@ -444,7 +444,12 @@ def _find_repeated(records: list[ShardRecord], shards: list[Shard], folder: str)
 
 def _later(hashes: np.ndarray, files: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(files, rows) of all but the first of each hash `[2, n]`, first in the order of files and rows."""
-    order = np.lexsort((rows, files, hashes[1], hashes[0]))
+    order = np.argsort(hashes[0])
+    same, shared = np.diff(hashes[0][order]) == 0, np.zeros(len(order), dtype=bool)
+    shared[1:] |= same
+    shared[:-1] |= same
+    chosen = order[shared]  # few: the rest of the work is on them
+    order = chosen[np.lexsort((rows[chosen], files[chosen], hashes[1][chosen], hashes[0][chosen]))]
     ordered = hashes[:, order]
     later = order[1:][(ordered[:, 1:] == ordered[:, :-1]).all(axis=0)]
     return files[later], rows[later]
