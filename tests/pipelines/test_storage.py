@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from apache_beam.io.filesystems import FileSystems
 
 from pipelines import clean, evaluate, index, trace, train
 from pipelines.config import CleanConfig, EvaluateConfig, IndexConfig, TraceConfig, TrainConfig
@@ -107,6 +108,20 @@ def test_a_folder_without_permission_is_refused(tmp_path):
     (tmp_path / "shut").mkdir(mode=0o500)
     with pytest.raises(ConfigError, match="Permission denied"), OutputFolder(str(tmp_path / "shut/out"), {}):
         pass
+
+
+def test_a_job_killed_at_its_very_end_is_unfinished_and_ends_anew(tmp_path, monkeypatch):
+    def killed(paths):
+        raise KeyError("killed")
+
+    with monkeypatch.context() as patch, pytest.raises(KeyError), OutputFolder(str(tmp_path / "out"), {}) as output:
+        patch.setattr(FileSystems, "delete", killed)  # the plan goes once the manifest stands
+        finish(output)
+    assert sorted(os.listdir(tmp_path / ".out.partial")) == [MANIFEST, "plan.json"]
+    with OutputFolder(str(tmp_path / "out"), {}) as output:
+        assert os.listdir(output.path) == ["plan.json"]
+        finish(output)
+    assert os.listdir(tmp_path / "out") == [MANIFEST]
 
 
 ROOM = {"left": 10**9}
