@@ -14,7 +14,8 @@ demo: $(SETUP)
 test: $(SETUP)
 	$(BIN)/pytest
 
-# The same corpus and facts on four settings of the runner, and the package as Beam ships it: about 3 minutes.
+# The same corpus and facts on four settings of the runner, a job killed ten times, and the package as Beam ships it:
+# about 5 minutes.
 test-runners: $(SETUP_RUNNERS)
 	$(BIN)/pytest -m runners tests/runners
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from attribution.dense import (
+    MIN_RECALL,
     Approximate,
     ShardVectors,
     build_index,
@@ -131,9 +132,9 @@ def test_tuning_visits_and_proposes_no_more_than_the_recall_needs(tmp_path):
     parts = approximate_over(vectors, [900], tmp_path, ids, 1).parts
     exact = np.argsort(-(vectors[:50] @ vectors.T), axis=1)[:, :10]
     index, found = tune(parts, 10, vectors[:50], exact)
-    assert found >= 0.99 and found == recall(index.search(vectors[:50], 10 * index.overfetch), exact)
+    assert found >= MIN_RECALL and found == recall(index.search(vectors[:50], 10 * index.overfetch), exact)
     less = Approximate(parts, max(1, index.nprobe // 2), index.overfetch)
-    assert recall(less.search(vectors[:50], 10 * index.overfetch), exact) < 0.99
+    assert recall(less.search(vectors[:50], 10 * index.overfetch), exact) < MIN_RECALL
     assert index.propose(vectors[:3], 1).shape == (3, 1000)
     _, found = tune(parts, 10, vectors[:50], exact + 5000)
     assert found == 0.0
