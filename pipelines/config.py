@@ -171,6 +171,8 @@ class TraceConfig:
     """Best candidates a fact whose whole gradients are multiplied exactly, word by word (signal gradient_exact)."""
     scan: bool = False
     """Make the passages' gradients anew in one pass instead of reading stored ones (index --feature_dtype none)."""
+    where: str = ""
+    """Rank only passages whose source or file matches, as source=PATTERN or file=PATTERN (* and ? as in a shell)."""
     text_query: TextQuery = "auto"
     """What bm25 and dense are asked: subject + object where the fact has both (auto), or always one of the two."""
     quiet: bool = False
@@ -179,6 +181,8 @@ class TraceConfig:
     def __post_init__(self) -> None:
         _require(self.top_k >= 1, "top_k", "at least 1", self.top_k)
         _require(self.rerank >= 0, "rerank", "0 or more", self.rerank)
+        given = not self.where or self.where.partition("=")[0] in ("source", "file")
+        _require(given, "where", "source=PATTERN or file=PATTERN", self.where)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from attribution.sequences import encode_fact
 from attribution.top_k import least_score, top_k
 from pipelines import progress, resources
 from pipelines.gradient import encode_passages, extractor_of, load_curvature, open_rows, recipe_of
-from pipelines.stage import Done, Shard, run_stage
+from pipelines.stage import Done, Shard, run_stage, total
 from pipelines.storage import STAGES, OutputFolder, exists, join, localize, read_bytes, verified
 from schemas.errors import ArtifactMismatch, ConfigError
 from schemas.facts import asked, text_query
@@ -54,6 +55,7 @@ class Query:
     text_query: str
     top_k: int
     scan: bool = False  # make the passages' gradients anew instead of reading them
+    where: str = ""  # FIELD=PATTERN: only passages whose field matches
 
     @property
     def signals(self) -> list[str]:
@@ -222,8 +224,17 @@ class _ShardScorer:
     `open_block` comes first. Words are looked up; scores of vectors are made for a block of facts at once.
     """
 
-    def __init__(self, query: Query, shard: dict[str, Any], folder: str, facts: list[Fact], tie_order: np.ndarray):
+    def __init__(
+        self,
+        query: Query,
+        shard: dict[str, Any],
+        folder: str,
+        facts: list[Fact],
+        tie_order: np.ndarray,
+        matching: np.ndarray | None,
+    ):
         self.query, self.name, self.rows, self.folder = query, shard["name"], shard["rows"], folder
+        self.matching = matching  # sorted rows, None for all
         self.offset, self.facts, self.tie_order, self.tokenize = shard["offset"], facts, tie_order, tokenizer_of(query)
         self.first = ask(facts)[1]
         self._made: np.ndarray | None = None
@@ -239,7 +250,8 @@ class _ShardScorer:
                     f"{query.index}: dense ids of shard {self.name} are not its passages'; index again"
                 )
             self._queries = _load_queries(folder, "dense")
-            if "approximate" in query.details["dense"]:
+            # What is proposed may all be filtered out, so a filter asks all vectors.
+            if "approximate" in query.details["dense"] and matching is None:
                 self._proposed = _load_queries(folder, "proposed")
 
     def _variants(self, number: int) -> slice:
@@ -302,19 +314,20 @@ class _ShardScorer:
         return (words, 1) if fact.combine == "max" else ([list(itertools.chain(*words))], len(words))
 
     def best(self, signal: str, number: int) -> np.ndarray:
-        """Rows of the fact's `top_k` by a signal."""
+        """Rows of the fact's `top_k` by a signal, among those that `--where` lets through."""
+        rows = self._rows(signal, number) if self.matching is None else self.matching
+        scores = self.scores_at(signal, number, rows)
+        return rows[top_k(scores, self.tie_order[rows], self.query.top_k, least_score(signal))]
+
+    def _rows(self, signal: str, number: int) -> np.ndarray:
+        """Rows that hold the fact's `top_k` by a signal, as far as an approximate index proposes them."""
         if signal == "bm25":
-            queries, _ = self._words(number)
-            found = [self.postings.candidates(words, self.query.top_k) for words in queries]
-            rows = found[0] if len(found) == 1 else np.unique(np.concatenate(found))
-            scores = self.scores_at(signal, number, rows)
-            return rows[top_k(scores, self.tie_order[rows], self.query.top_k, least_score(signal))]
+            found = [self.postings.candidates(words, self.query.top_k) for words in self._words(number)[0]]
+            return found[0] if len(found) == 1 else np.unique(np.concatenate(found))
         if signal == "dense" and self._proposed is not None:
             rows = np.unique(self._proposed[self._variants(number)]) - self.offset
-            rows = rows[(rows >= 0) & (rows < self.rows)]
-            return rows[top_k(self.scores_at(signal, number, rows), self.tie_order[rows], self.query.top_k)]
-        scores = self._vector_scores[signal][number - self._begin]
-        return top_k(scores, self.tie_order, self.query.top_k, least_score(signal))
+            return rows[(rows >= 0) & (rows < self.rows)]
+        return np.arange(self.rows)
 
     def scores_at(self, signal: str, number: int, rows: np.ndarray) -> np.ndarray:
         """A fact's float64 scores of passages `rows`."""
@@ -342,9 +355,12 @@ def _tie_order(ids: np.ndarray, starts: np.ndarray) -> np.ndarray:
 def score_shard(spec: dict[str, Any], folder: str, out: Path, query: Query) -> Done:
     """Every signal's best passages of one shard for all facts, with all signals' scores, in a file a block of facts."""
     facts = read_facts(folder)
-    table = _shard_table(query, spec["name"], ["example_id", "start"])
-    ids, starts = np.array(table["example_id"].to_pylist(), dtype=object), table["start"].to_numpy()
-    scorer = _ShardScorer(query, spec, folder, facts, _tie_order(ids, starts))
+    field, _, pattern = query.where.partition("=")
+    table = _shard_table(query, spec["name"], ["example_id", "start"] + [field] * bool(field))
+    ids, starts, matching = np.array(table["example_id"].to_pylist(), dtype=object), table["start"].to_numpy(), None
+    if field:
+        matching = np.flatnonzero([fnmatchcase(value, pattern) for value in table[field].to_pylist()])
+    scorer = _ShardScorer(query, spec, folder, facts, _tie_order(ids, starts), matching)
     place = out / STAGES / "candidates"
     place.mkdir(parents=True)
     written = {}
@@ -371,7 +387,7 @@ def score_shard(spec: dict[str, Any], folder: str, out: Path, query: Query) -> D
             (out / name).write_bytes(parquet_bytes(pa.Table.from_arrays(columns, schema=CANDIDATES)))
             written[name] = len(rows)
             advance(len(facts[block]))
-    return Done({"in": len(facts)}, written)
+    return Done({"in": len(facts), "matching": spec["rows"] if matching is None else len(matching)}, written)
 
 
 def search(query: Query, facts: list[Fact], output: OutputFolder, beam_args: tuple[str, ...], stage: str) -> None:
@@ -380,7 +396,12 @@ def search(query: Query, facts: list[Fact], output: OutputFolder, beam_args: tup
     read_facts.cache_clear()  # the same folder may be searched again with other facts
     run_stage(f"{stage}queries", _query_shards(query), partial(embed_queries, query=query), output, beam_args)
     shards = [Shard(shard["name"], shard) for shard in query.shards]
-    run_stage(f"{stage}score", shards, partial(score_shard, query=query), output, beam_args)
+    records = run_stage(f"{stage}score", shards, partial(score_shard, query=query), output, beam_args)
+    if not total(records, "matching"):
+        raise ConfigError(
+            f"--where {query.where}: expected passages that match, found none in {query.index}; the pattern is that of "
+            "a shell (* and ?), and the whole value must match"
+        )
 
 
 def _best_of(query: Query, table: pa.Table) -> list[tuple[int, pa.Table, np.ndarray]]:

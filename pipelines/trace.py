@@ -134,7 +134,7 @@ def run(config: TraceConfig, beam_args: tuple[str, ...] = ()) -> Manifest:
                     f"numbers, as the index was made of the corpus' own vectors, found {len(fact.embedding)}; give "
                     "one made by their encoder, or index with --encoder as well"
                 )
-    query = Query(absolute(config.index), index.details, config.text_query, config.top_k, config.scan)
+    query = Query(absolute(config.index), index.details, config.text_query, config.top_k, config.scan, config.where)
     tokenize = tokenizer_of(query)
     for fact in facts:  # the gradient signal asks its model's tokenizer, in the workers
         for variant in asked(fact) if "gradient" not in query.signals else ():
@@ -163,6 +163,7 @@ def run(config: TraceConfig, beam_args: tuple[str, ...] = ()) -> Manifest:
                 "index": query.index,
                 "signals": query.signals,
                 "rerank": config.rerank,
+                "where": config.where,
                 "fusion": index.details["fusion"],
                 "proponents": proponents,
                 "fact_ids": [fact.id for fact in facts],

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from attribution.dense import ShardVectors
 from pipelines import evaluate, index, trace
 from pipelines.config import EvaluateConfig, IndexConfig, TraceConfig
 from pipelines.stage import METRICS, RunShard
@@ -75,6 +76,30 @@ def test_bm25_candidates_share_a_word_and_top_k_cuts_each_signal(tmp_path, built
     few = run_trace(built_index, facts, tmp_path / "r", top_k=2)
     per_fact = [sum(p.fact_id == fact["id"] for p in few.values()) for fact in fact_rows()]
     assert max(per_fact) <= 6 and min(per_fact) >= 2
+
+
+def test_a_filter_ranks_the_best_of_what_it_lets_through(tmp_path, built_index, facts, rankings):
+    found = run_trace(built_index, facts, tmp_path / "few", where="source=[tw]*", top_k=3)
+    expected = set()
+    for signal in ("bm25", "dense", "gradient"):
+        for fact in {key[0] for key in rankings}:
+            kept = {k: p for k, p in rankings.items() if k[0] == fact and p.source in ("trade", "weather")}
+            kept = {k: p.signals[signal] for k, p in kept.items() if signal != "bm25" or p.signals[signal] > 0}
+            expected |= set(sorted(kept, key=lambda k: (-kept[k], k))[:3])
+    assert found.keys() == expected
+    assert all(found[k].signals == pytest.approx(rankings[k].signals, rel=1e-5, abs=1e-7) for k in expected)
+
+
+@pytest.mark.parametrize(
+    "where, message",
+    [
+        ("source=nowhere", "--where source=nowhere: expected passages that match, found none in"),
+        ("id=a", "--where: expected source=PATTERN or file=PATTERN, found 'id=a'"),
+    ],
+)
+def test_a_filter_that_keeps_nothing_is_refused(tmp_path, built_index, facts, where, message):
+    with pytest.raises(ConfigError, match=message):
+        run_trace(built_index, facts, tmp_path / "none", where=where)
 
 
 def test_the_same_index_twice_has_the_same_bytes(tmp_path, built_index, corpus, checkpoints, encoder):
@@ -325,8 +350,6 @@ def test_subword_bm25_finds_chinese(tmp_path, checkpoints):
 
 
 def test_dense_ids_and_vectors_survive_the_disk(built_index):
-    from attribution.dense import ShardVectors
-
-    shard = ShardVectors(str(next(Path(built_index, "dense").iterdir())))
-    assert shard.ids.tolist() == list(range(50))
-    assert np.allclose(np.linalg.norm(shard.vectors, axis=1), 1.0, atol=1e-5)
+    found = ShardVectors(str(next(Path(built_index, "dense").iterdir())))
+    assert found.ids.tolist() == list(range(50))
+    assert np.allclose(np.linalg.norm(found.vectors, axis=1), 1.0, atol=1e-5)
