@@ -220,7 +220,7 @@ def _vector(value: Any, format: CorpusFormat) -> np.ndarray:
     """`[dim]` float32; raises ValueError with the reason for its refusal."""
     expected = f"field '{format.embedding_field}' must be a list of {format.dim or 'some'} finite numbers, not all zero"
     try:
-        with np.errstate(over="ignore"):  # becomes infinity, and is refused as such
+        with np.errstate(over="ignore"):  # refused below as infinity
             vector = np.asarray(value, dtype=np.float32)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{expected}, found {value!r:.80}") from error
