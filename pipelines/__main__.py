@@ -67,7 +67,7 @@ def run_verb(verb: str, arguments: list[str], beam_args: tuple[str, ...]) -> Non
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit codes: 0 done, 2 bad options or input, 3 artifacts that do not match, 4 too many bad records, 1 a bug."""
+    """The verb's exit code: 0 done, 1 a bug, else that of the error (schemas/errors.py)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     handler = logging.StreamHandler(sys.stderr)
     # Beam says so at every import where its gcp extra is not installed, which is no news to who runs locally.

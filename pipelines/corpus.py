@@ -17,9 +17,12 @@ import io
 import json
 import os
 import re
+import tempfile
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,7 +31,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.stage import Done, Shard, ShardRecord, all_files, run_stage, total
-from pipelines.storage import STAGES, OutputFolder, absolute, exists, join, match, open_read
+from pipelines.storage import (
+    STAGES,
+    OutputFolder,
+    absolute,
+    exists,
+    join,
+    localize,
+    match,
+    open_read,
+    publish,
+    read_manifest,
+    verified,
+)
 from schemas.errors import ConfigError, FailureBudgetExceeded
 from schemas.manifest import MANIFEST, FileInfo
 from schemas.records import DeadLetter, text_sha256
@@ -38,6 +53,9 @@ JSONL, PARQUET, TEXT = (".jsonl", ".ndjson", ".json"), (".parquet",), (".txt", "
 FORMS = (("messages",), ("prompt", "completion"))
 LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 SHOWN, SHOWN_CHARACTERS = 5, 80
+HASHES_AT_ONCE = 2**22  # of ids: 64 MB, and a few times that while they are sorted
+IDS = f"{STAGES}/ids"
+CLEANED = "corpus/"  # in a folder that `clean` wrote
 
 
 @dataclass(frozen=True)
@@ -86,6 +104,7 @@ def split_suffix(path: str) -> tuple[str, str]:
 def list_corpus(pattern: str) -> list[tuple[str, int]]:
     """(path, bytes) of a corpus' files: a glob, or a folder that `clean` wrote. Raises ConfigError if there is none."""
     if exists(join(pattern, MANIFEST)):
+        read_manifest(pattern, "corpus")
         pattern = join(pattern, "corpus", "**")
     elif os.path.isdir(pattern):
         raise ConfigError(f"{pattern}: expected corpus files, found a folder; give a glob, such as '{pattern}/*.jsonl'")
@@ -97,9 +116,12 @@ def list_corpus(pattern: str) -> list[tuple[str, int]]:
 
 
 def base_folder(pattern: str) -> str:
-    """The part of a glob before its first wildcard: what file names are given relative to."""
+    """The part of a glob before its first wildcard: what file names are given relative to.
+
+    Of a folder that `clean` wrote it ends in a slash: its files are read only as its manifest knows them.
+    """
     if exists(join(pattern, MANIFEST)):
-        return join(absolute(pattern), "corpus")
+        return join(absolute(pattern), CLEANED)
     return os.path.dirname(re.split(r"[*?\[{]", absolute(pattern))[0])
 
 
@@ -202,7 +224,7 @@ def _vector(value: Any, format: CorpusFormat) -> np.ndarray:
     except (TypeError, ValueError) as error:
         raise ValueError(f"{expected}, found {value!r:.80}") from error
     if vector.ndim != 1 or not vector.size:
-        raise ValueError(f"{expected}, found {value!r:.80}")
+        raise ValueError(f"{expected}, found {np.asarray(value).tolist()!r:.80}")
     if format.dim and len(vector) != format.dim:
         raise ValueError(f"{expected} (as the corpus' first record has), found {len(vector)}")
     if not np.isfinite(vector).all() or not vector.any():
@@ -307,7 +329,12 @@ def _text(path: str, name: str) -> Iterator[Record | DeadLetter]:
 
 
 def read_records(path: str, format: CorpusFormat, base: str) -> Iterator[Record | DeadLetter]:
-    """A file's records in order; a text file is one document, its id the path below `base`."""
+    """A file's records in order; a text file is one document, its id the path below `base`.
+
+    Raises ArtifactMismatch for a file that is not as the `clean` that wrote it left it.
+    """
+    if base.endswith(f"/{CLEANED}"):
+        verified(base.removesuffix(CLEANED), CLEANED + relative_name(path, base), local=False)
     suffix = split_suffix(path)[0]
     if suffix in JSONL:
         return _jsonl(path, format)
@@ -326,25 +353,46 @@ def corpus_shards(files: list[tuple[str, int]]) -> list[Shard]:
 
 
 def scan_shard(spec: dict[str, Any], folder: str, out: Path, format: CorpusFormat, base: str) -> Done:
-    """Counts one file, writes its dead letters, and its ids' 128-bit hashes with their rows."""
-    letters, hashes, rows, count = [], bytearray(), [], 0
-    for count, item in enumerate(read_records(spec["path"], format, base), start=1):  # noqa: B007
-        if isinstance(item, DeadLetter):
-            letters.append(item)
-        else:
+    """Counts one file, writes its dead letters, and its ids' hashes with their rows; it holds a piece of each."""
+    name, written, first = f"{spec['file']:05d}", {}, []
+    hashes, rows = bytearray(), array("q")
+    (out / IDS).mkdir(parents=True)
+    (out / "dead_letters").mkdir()
+    count = dead = 0
+
+    def write() -> None:
+        piece = f"{IDS}/{name}-{len(written) // 2:05d}"
+        for part, values in zip(("hashes", "rows"), _sorted_ids(hashes, rows), strict=True):
+            np.save(out / f"{piece}.{part}.npy", values)
+            written[f"{piece}.{part}.npy"] = len(rows)
+        hashes.clear()
+        del rows[:]
+
+    letters = f"dead_letters/{name}.jsonl"
+    with open(out / letters, "wb") as file:
+        for count, item in enumerate(read_records(spec["path"], format, base), start=1):  # noqa: B007
+            if isinstance(item, DeadLetter):
+                dead += 1
+                file.write(letters_to_jsonl([item]))
+                if dead <= SHOWN:
+                    first.append(f"{item.file}, row {item.row}: {item.reason}")
+                continue
             hashes += hashlib.blake2b(item.id.encode(), digest_size=16).digest()
             rows.append(item.row)
-    name = f"{spec['file']:05d}"
-    np.savez(out / "ids.npz", hashes=np.frombuffer(bytes(hashes), np.uint64).reshape(-1, 2), rows=np.array(rows, int))
-    os.makedirs(out / STAGES / "ids")
-    os.rename(out / "ids.npz", out / STAGES / "ids" / f"{name}.npz")
-    written = {f"{STAGES}/ids/{name}.npz": len(rows)}
-    if letters:
-        os.makedirs(out / "dead_letters")
-        (out / "dead_letters" / f"{name}.jsonl").write_bytes(letters_to_jsonl(letters))
-        written[f"dead_letters/{name}.jsonl"] = len(letters)
-    first = [f"{l.file}, row {l.row}: {l.reason}" for l in letters[:SHOWN]]
-    return Done({"in": count, "dead": len(letters)}, written, {"first": first})
+            if len(rows) == HASHES_AT_ONCE:
+                write()
+    if rows:
+        write()
+    if dead:
+        written[letters] = dead
+    return Done({"in": count, "dead": dead}, written, {"first": first})
+
+
+def _sorted_ids(hashes: bytearray, rows: array) -> tuple[np.ndarray, np.ndarray]:
+    """128-bit hashes as `[2, n]` halves, sorted, and their rows `[n]`."""
+    halves, numbers = np.frombuffer(bytes(hashes), np.uint64).reshape(-1, 2), np.array(rows, np.int64)
+    order = np.lexsort((numbers, halves[:, 1], halves[:, 0]))
+    return np.ascontiguousarray(halves[order].T), numbers[order]
 
 
 def letters_to_jsonl(letters: list[DeadLetter]) -> bytes:
@@ -362,20 +410,49 @@ class Scan:
     files: list[FileInfo]
 
 
-def _find_repeated(records: list[ShardRecord], shards: list[Shard], folder: str) -> dict[int, list[int]]:
-    hashes, files, rows = [], [], []
-    for record, shard in zip(records, shards, strict=True):
-        with open_read(join(folder, STAGES, "ids", f"{record.shard}.npz")) as file, np.load(file) as arrays:
-            hashes.append(arrays["hashes"])
-            rows.append(arrays["rows"])
-            files.append(np.full(len(arrays["rows"]), shard.spec["file"]))
-    all_hashes, all_files, all_rows = np.concatenate(hashes), np.concatenate(files), np.concatenate(rows)
-    order = np.lexsort((all_rows, all_files, all_hashes[:, 1], all_hashes[:, 0]))
-    later = order[1:][(all_hashes[order[1:]] == all_hashes[order[:-1]]).all(axis=1)]
-    repeated: dict[int, list[int]] = {}
-    for i in np.sort(later):
-        repeated.setdefault(int(all_files[i]), []).append(int(all_rows[i]))
-    return repeated
+def _find_repeated(records: list[ShardRecord], shards: list[Shard], folder: str) -> dict[int, np.ndarray]:
+    """By file, sorted, the rows whose id stood earlier: in the same file, or in one before it.
+
+    The hashes are compared range by range, so that about HASHES_AT_ONCE of them are in memory, however many there are.
+    """
+    pieces = [
+        (shard.spec["file"], info.rows, join(folder, info.name.removesuffix("hashes.npy")))
+        for record, shard in zip(records, shards, strict=True)
+        for info in record.files
+        if info.name.endswith(".hashes.npy")
+    ]
+    ranges = -(-sum(count for _, count, _ in pieces) // HASHES_AT_ONCE)
+    found_files, found_rows = [np.empty(0, np.int32)], [np.empty(0, np.int64)]
+    for number in range(ranges):
+        begin, end = (np.uint64(min(edge * 2**64 // ranges, 2**64 - 1)) for edge in (number, number + 1))
+        hashes, files, rows = [], [], []
+        for file, count, place in pieces:
+            halves = np.load(localize(f"{place}hashes.npy"), mmap_mode="r")
+            first = int(np.searchsorted(halves[0], begin))
+            last = count if number + 1 == ranges else int(np.searchsorted(halves[0], end))
+            hashes.append(np.array(halves[:, first:last]))
+            rows.append(np.array(np.load(localize(f"{place}rows.npy"), mmap_mode="r")[first:last]))
+            files.append(np.full(last - first, file, np.int32))
+        later = _later(np.concatenate(hashes, axis=1), np.concatenate(files), np.concatenate(rows))
+        found_files.append(later[0])
+        found_rows.append(later[1])
+    files, rows = np.concatenate(found_files), np.concatenate(found_rows)
+    order = np.lexsort((rows, files))
+    names, begins = np.unique(files[order], return_index=True)
+    return dict(zip(names.tolist(), np.split(rows[order], begins[1:]), strict=False))
+
+
+def _later(hashes: np.ndarray, files: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(files, rows) of all but the first of each hash `[2, n]`, first in the order of files and rows."""
+    order = np.argsort(hashes[0])
+    same, shared = np.diff(hashes[0][order]) == 0, np.zeros(len(order), dtype=bool)
+    shared[1:] |= same
+    shared[:-1] |= same
+    chosen = order[shared]  # few: the rest of the work is on them
+    order = chosen[np.lexsort((rows[chosen], files[chosen], hashes[1][chosen], hashes[0][chosen]))]
+    ordered = hashes[:, order]
+    later = order[1:][(ordered[:, 1:] == ordered[:, :-1]).all(axis=0)]
+    return files[later], rows[later]
 
 
 def scan(
@@ -390,14 +467,12 @@ def scan(
     shards = corpus_shards(files)
     records = run_stage("scan", shards, partial(scan_shard, format=format, base=base), output, beam_args)
     repeated = _find_repeated(records, shards, output.path)
-    letters = [
-        DeadLetter(shards[file].spec["path"], row, "read", "the id stands earlier in the corpus; ids must be unique")
-        for file, rows in repeated.items()
-        for row in rows
-    ]
-    num_in, num_dead = total(records, "in"), total(records, "dead") + len(letters)
+    num_repeated = sum(len(rows) for rows in repeated.values())
+    num_in, num_dead = total(records, "in"), total(records, "dead") + num_repeated
     first = [line for record in records for line in record.facts["first"]]
-    first += [f"{letter.file}, row {letter.row}: {letter.reason}" for letter in letters]
+    first += [
+        f"{letter.file}, row {letter.row}: {letter.reason}" for letter in islice(_letters(repeated, shards), SHOWN)
+    ]
     if num_dead == num_in:
         raise ConfigError(
             "\n  ".join([f"expected records with an id and a text, found none among {num_in}", *first[:SHOWN]])
@@ -406,9 +481,20 @@ def scan(
         shown = "\n  ".join(first[:SHOWN])
         raise FailureBudgetExceeded(
             f"{num_dead} of {num_in} records refused, at most {max_dead_fraction:.2%} may be (--max_dead_fraction); "
-            f"mend them or raise the budget:\n  {shown}" + ("\n  ..." if len(first) > SHOWN else "")
+            f"mend them or raise the budget:\n  {shown}" + ("\n  ..." if num_dead > SHOWN else "")
         )
     written = all_files(records)
-    if letters:
-        written.append(output.write("dead_letters/repeated.jsonl", letters_to_jsonl(letters), len(letters)))
-    return Scan(shards, num_in, num_dead, repeated, written)
+    if num_repeated:
+        with tempfile.TemporaryDirectory() as place:
+            file = Path(place) / "repeated.jsonl"
+            with open(file, "wb") as sink:
+                sink.writelines(letters_to_jsonl([letter]) for letter in _letters(repeated, shards))
+            written.append(publish(file, output.path, f"dead_letters/{file.name}", num_repeated))
+    return Scan(shards, num_in, num_dead, {file: rows.tolist() for file, rows in repeated.items()}, written)
+
+
+def _letters(repeated: dict[int, np.ndarray], shards: list[Shard]) -> Iterator[DeadLetter]:
+    reason = "the id stands earlier in the corpus; ids must be unique"
+    for file, rows in repeated.items():
+        for row in rows.tolist():
+            yield DeadLetter(shards[file].spec["path"], row, "read", reason)

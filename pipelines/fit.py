@@ -30,7 +30,7 @@ from pipelines.search import (
     statistics_of,
     tokenizer_of,
 )
-from pipelines.storage import OutputFolder, exists, join, localize
+from pipelines.storage import OutputFolder, exists, join, localize, verified
 from schemas.facts import text_query
 from schemas.manifest import FileInfo
 from schemas.records import Passage
@@ -56,7 +56,7 @@ def sample_passages(folder: str, shards: list[dict[str, Any]], seed: int, count:
 
 
 def _examples(folder: str, shard: dict[str, Any]) -> str:
-    return localize(join(folder, "examples", f"{shard['name']}.parquet"))
+    return verified(folder, f"examples/{shard['name']}.parquet")
 
 
 def fit_fusion(

@@ -14,7 +14,7 @@ from attribution.removal import control, propose
 from pipelines import progress
 from pipelines.config import FlagConfig
 from pipelines.stage import library_versions
-from pipelines.storage import OutputFolder, join, localize, read_manifest, read_rankings
+from pipelines.storage import OutputFolder, join, read_manifest, read_rankings, verified
 from schemas.errors import ConfigError
 from schemas.manifest import Manifest
 from schemas.removals import removals_to_jsonl
@@ -25,9 +25,7 @@ log = logging.getLogger(__name__)
 def _examples(index: str, names: list[str]) -> Iterator[tuple[str, str]]:
     """(id, sha256) of every indexed example, once, though it may be many passages."""
     for name in names:
-        table = pq.read_table(
-            localize(join(index, "examples", f"{name}.parquet")), columns=["example_id", "start", "sha256"]
-        )
+        table = pq.read_table(verified(index, f"examples/{name}.parquet"), columns=["example_id", "start", "sha256"])
         for row in table.to_pylist():
             if row["start"] == 0:
                 yield row["example_id"], row["sha256"]

@@ -26,7 +26,7 @@ from pipelines.config import IndexConfig
 from pipelines.corpus import letters_to_jsonl
 from pipelines.resources import GradientRecipe
 from pipelines.stage import Done, Shard, ShardRecord, all_files, run_stage, total
-from pipelines.storage import STAGES, OutputFolder, join, localize
+from pipelines.storage import STAGES, OutputFolder, join, localize, verified
 from schemas.errors import ConfigError, FailureBudgetExceeded
 from schemas.manifest import FileInfo
 from schemas.records import DeadLetter
@@ -103,7 +103,7 @@ def moments_file(row: dict[str, Any]) -> str:
 
 def extractor_of(row: dict[str, Any], recipe: GradientRecipe, index: str) -> Any:
     """The extractor of one of the index's checkpoints, with the optimizer's correction that it was indexed with."""
-    estimated = localize(join(index, moments_file(row))) if row["optimizer_correction"] == "estimate" else ""
+    estimated = verified(index, moments_file(row)) if row["optimizer_correction"] == "estimate" else ""
     return resources.extractor(row["path"], recipe, estimated)[0]
 
 
@@ -152,7 +152,7 @@ def feature_shard(
     """Projected gradients of one shard for one checkpoint, with their norms, and their second moments."""
     extractor = extractor_of(row, recipe, folder)
     columns = ["text", "parts", "file", "row", "example_id"]
-    table = pq.read_table(localize(join(folder, "examples", f"{spec['name']}.parquet")), columns=columns)
+    table = pq.read_table(verified(folder, f"examples/{spec['name']}.parquet"), columns=columns)
     sequences, letters = encode_passages(extractor, table, row)
     place, moment = f"gradients/{row['name']}", SecondMoment.zero(extractor.widths)
     (out / place).mkdir(parents=True)
@@ -210,7 +210,7 @@ def _check_budget(records: list[ShardRecord], row: dict[str, Any], max_dead_frac
 
 def open_rows(index: str, row: dict[str, Any], shard: str) -> RowReader:
     """A shard's features for one checkpoint."""
-    return RowReader(join(index, "gradients", row["name"], shard), localize)
+    return RowReader(f"gradients/{row['name']}/{shard}", partial(verified, index))
 
 
 def curvature_file(row: dict[str, Any], of: str) -> str:
@@ -219,7 +219,7 @@ def curvature_file(row: dict[str, Any], of: str) -> str:
 
 
 def load_curvature(index: str, row: dict[str, Any], of: str) -> SecondMoment:
-    return SecondMoment.load(Path(localize(join(index, curvature_file(row, of)))))
+    return SecondMoment.load(Path(verified(index, curvature_file(row, of))))
 
 
 def write_moment(output: OutputFolder, name: str, moment: SecondMoment) -> FileInfo:

@@ -28,11 +28,12 @@ from attribution.embedding import embed
 from attribution.sequences import encode_fact
 from attribution.top_k import least_score, top_k
 from pipelines import progress, resources
-from pipelines.gradient import curvature_file, encode_passages, extractor_of, load_curvature, open_rows, recipe_of
+from pipelines.gradient import encode_passages, extractor_of, load_curvature, open_rows, recipe_of
 from pipelines.stage import Done, Shard, run_stage, total
-from pipelines.storage import STAGES, OutputFolder, exists, join, localize, read_bytes
+from pipelines.storage import STAGES, OutputFolder, exists, join, localize, read_bytes, verified
 from schemas.errors import ArtifactMismatch, ConfigError
 from schemas.facts import asked, text_query
+from schemas.manifest import MANIFEST
 from schemas.records import Fact
 from schemas.tables import CANDIDATES, parquet_bytes
 
@@ -109,7 +110,7 @@ def combine(scores: np.ndarray, facts: list[Fact]) -> np.ndarray:
 
 @lru_cache(maxsize=2)
 def read_statistics(index: str, name: str, num_passages: int, total_length: int) -> bm25.Statistics:
-    return bm25.Statistics.load(localize(join(index, name)), num_passages, total_length)
+    return bm25.Statistics.load(verified(index, name), num_passages, total_length)
 
 
 def statistics_of(query: Query) -> bm25.Statistics:
@@ -169,7 +170,7 @@ def _dense_queries(facts: list[Fact], out: Path, query: Query) -> Done:
 def open_approximate(index: str, recorded: dict[str, Any]) -> dense.Approximate:
     """The index's approximate dense index."""
     found = recorded["approximate"]
-    parts = [localize(join(index, name)) for name in found["files"]]
+    parts = [verified(index, name) for name in found["files"]]
     return dense.Approximate(parts, found["nprobe"], found["overfetch"])
 
 
@@ -192,7 +193,7 @@ def _gradient_queries(number: int, facts: list[Fact], out: Path, query: Query) -
     written, told = [f"{STAGES}/queries/gradient-{number}.npy", QUERY_MOMENTS.format(number)], {}
     moment.save(out / QUERY_MOMENTS.format(number))
     if curvature["kind"] == "mixed":
-        if exists(join(query.index, curvature_file(row, "queries"))):  # not yet while the index is being made
+        if exists(join(query.index, MANIFEST)):  # while the index is being made it has no such file
             moment = moment.merge(load_curvature(query.index, row, "queries"))
         corpus = load_curvature(query.index, row, "corpus")
         matrices, told["lambda"] = mix(corpus, moment, curvature["share"])
@@ -214,7 +215,7 @@ def _load_queries(folder: str, name: str) -> np.ndarray:
 
 
 def _shard_table(query: Query, name: str, columns: list[str]) -> pa.Table:
-    return pq.read_table(localize(join(query.index, "examples", f"{name}.parquet")), columns=columns)
+    return pq.read_table(verified(query.index, f"examples/{name}.parquet"), columns=columns)
 
 
 class _ShardScorer:
@@ -238,12 +239,12 @@ class _ShardScorer:
         self.first = ask(facts)[1]
         self._made: np.ndarray | None = None
         self._made_from = 0
-        files = {name: localize(join(query.index, "bm25", self.name, name)) for name in bm25.SHARD_FILES}
+        files = {name: verified(query.index, f"bm25/{self.name}/{name}") for name in bm25.SHARD_FILES}
         self.postings = bm25.Shard(files, statistics_of(query))
         self._vector_scores: dict[str, np.ndarray] = {}
         self._proposed = None
         if "dense" in query.signals:
-            self._dense = dense.ShardVectors(localize(join(query.index, "dense", f"{self.name}.faiss")))
+            self._dense = dense.ShardVectors(verified(query.index, f"dense/{self.name}.faiss"))
             if not np.array_equal(self._dense.ids, np.arange(self.offset, self.offset + self.rows)):
                 raise ArtifactMismatch(
                     f"{query.index}: dense ids of shard {self.name} are not its passages'; index again"
@@ -456,6 +457,6 @@ def read_passages(query: Query, ids: np.ndarray) -> dict[int, dict[str, Any]]:
     for shard in query.shards:
         rows = ids[(ids >= shard["offset"]) & (ids < shard["offset"] + shard["rows"])]
         if len(rows):
-            table = pq.read_table(localize(join(query.index, "examples", f"{shard['name']}.parquet")))
+            table = pq.read_table(verified(query.index, f"examples/{shard['name']}.parquet"))
             found |= dict(zip(rows.tolist(), table.take(rows - shard["offset"]).to_pylist(), strict=True))
     return found

@@ -13,6 +13,7 @@ Processes make a job parallel. Loaded things last for one job: a cluster's worke
 something else.
 """
 
+import errno
 import json
 import logging
 import os
@@ -34,7 +35,18 @@ from apache_beam.metrics.metric import Metrics
 
 from pipelines import progress
 from pipelines.runners import NAMESPACE, describe, make_pipeline, run_to_end
-from pipelines.storage import STAGES, OutputFolder, exists, is_local, join, publish, read_bytes, write_bytes
+from pipelines.storage import (
+    STAGES,
+    OutputFolder,
+    exists,
+    is_disk_full,
+    is_local,
+    join,
+    publish,
+    read_bytes,
+    size_of,
+    write_bytes,
+)
 from schemas.errors import ERRORS_BY_NAME, ProponentError
 from schemas.manifest import FileInfo
 
@@ -116,6 +128,11 @@ class RunShard(beam.DoFn):
                 files = [publish(Path(temporary) / n, self.folder, n, rows) for n, rows in sorted(done.rows.items())]
             except ProponentError as error:
                 return {"shard": shard.name, "error": [type(error).__name__, str(error)]}
+            except OSError as error:
+                # Looked into while the work's files still take the room; the driver knows it by its text.
+                if error.errno is None and is_disk_full(error, temporary):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), temporary) from error
+                raise
         return {
             "shard": shard.name,
             "counts": done.counts,
@@ -135,6 +152,13 @@ def _read_record(folder: str, stage: str, shard: str) -> dict[str, Any] | None:
     return json.loads(read_bytes(path)) if exists(path) else None
 
 
+def _is_whole(folder: str, row: dict[str, Any] | None) -> bool:
+    """Whether a shard's record stands, and its files beside it in their sizes."""
+    if row is None or "error" in row:
+        return False
+    return all(size_of(join(folder, info["name"])) == info["bytes"] for info in row["files"])
+
+
 def log_runner(beam_args: tuple[str, ...]) -> None:
     """Says which runner a job will run on. Raises ConfigError where it cannot, before anything is written."""
     log.info("runner: %s", describe(make_pipeline(beam_args), beam_args))
@@ -152,14 +176,14 @@ def run_pipeline(run_shard: RunShard, shards: list[Shard], beam_args: tuple[str,
 def run_stage(
     stage: str, shards: list[Shard], work: Work, output: OutputFolder, beam_args: tuple[str, ...] = ()
 ) -> list[ShardRecord]:
-    """Works every shard that has no record yet and returns all records in the order of `shards`.
+    """Works every shard that has no record yet, or not all files of its record, and returns the records in order.
 
     Raises the first shard's ProponentError, or RuntimeError if the runner ended without a shard's record.
     """
     folder, job = output.path, _job_of.setdefault(output, uuid.uuid4().hex)
     _current["job"] = job  # what the driver has loaded for it stays, for a runner in this process
     found = {shard.name: _read_record(folder, stage, shard.name) for shard in shards}
-    pending = [shard for shard in shards if found[shard.name] is None or "error" in found[shard.name]]
+    pending = [shard for shard in shards if not _is_whole(folder, found[shard.name])]
     if pending:
         run_pipeline(RunShard(stage, work, folder, job, progress.is_quiet()), pending, beam_args)
     rows = []

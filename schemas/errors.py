@@ -25,4 +25,10 @@ class FailureBudgetExceeded(ProponentError):
     exit_code = 4
 
 
-ERRORS_BY_NAME = {error.__name__: error for error in (ConfigError, ArtifactMismatch, FailureBudgetExceeded)}
+class DiskFull(ProponentError):
+    """There is no room for the output; what is finished of it stays, and the same command resumes."""
+
+    exit_code = 5
+
+
+ERRORS_BY_NAME = {error.__name__: error for error in (ConfigError, ArtifactMismatch, FailureBudgetExceeded, DiskFull)}

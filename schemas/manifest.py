@@ -1,8 +1,10 @@
 """The manifest: the description of a finished folder, written last. No manifest = unfinished = not readable.
 
-It holds no clock time and no duration, so that the same job on the same input gives the same bytes.
+It holds no clock time and no duration, so that the same job on the same input gives the same bytes; and the hash of its
+own content, so that one edited by hand is refused.
 """
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -41,7 +43,15 @@ class Manifest:
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> bytes:
-        return (json.dumps(asdict(self), indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+        row = json.loads(json.dumps(asdict(self)))
+        row["sha256"] = content_sha256(row)
+        return (json.dumps(row, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def content_sha256(row: dict[str, Any]) -> str:
+    """Of all fields but the hash itself, however the file is laid out."""
+    content = {name: value for name, value in row.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def check_counts(counts: dict[str, int]) -> None:
@@ -50,8 +60,8 @@ def check_counts(counts: dict[str, int]) -> None:
     assert counts["in"] == total, f"{counts['in']} records came in, {total} are accounted for: {counts}"
 
 
-def parse_manifest(data: bytes, folder: str, kind: Kind) -> Manifest:
-    """The manifest in `data`; raises ArtifactMismatch if it is of another kind or format version."""
+def parse_manifest(data: bytes, folder: str, kind: Kind | None = None) -> Manifest:
+    """The manifest in `data`; raises ArtifactMismatch if it is of another kind or version, or was edited."""
     no_manifest = f"{folder}/{MANIFEST}: expected a manifest of proponent, found something else"
     remedy = "make the folder again with the verb that writes it"
     try:
@@ -64,8 +74,14 @@ def parse_manifest(data: bytes, folder: str, kind: Kind) -> Manifest:
             f"{folder}: expected format version {FORMAT_VERSION}, found {found_version}; it was written by another "
             f"version of proponent: make it again with this one, or use that version"
         )
-    if found_kind != kind:
+    if kind and found_kind != kind:
         raise ArtifactMismatch(f"{folder}: expected a folder of kind '{kind}', found '{found_kind}'; check the path")
+    expected, found = row.pop("sha256", "none"), content_sha256(row)
+    if found != expected:
+        raise ArtifactMismatch(
+            f"{folder}/{MANIFEST}: expected content with the sha256 that it names, {expected}, found {found}: it was "
+            "changed after it was written; restore the file, or write the folder again"
+        )
     try:
         return Manifest(**row | {"files": [FileInfo(**info) for info in row["files"]]})
     except (KeyError, TypeError) as error:

@@ -3,12 +3,14 @@
 import gzip
 import json
 import os
+import tracemalloc
+from random import Random
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import index
+from pipelines import corpus, index
 from pipelines.config import IndexConfig
 from pipelines.corpus import CorpusFormat, Record, list_corpus, read_records
 from schemas.errors import ConfigError, FailureBudgetExceeded
@@ -22,8 +24,8 @@ def lines(rows) -> bytes:
     return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
 
 
-def bm25_index(corpus, output, **options):
-    return index.run(IndexConfig(corpus=str(corpus), output=str(output), signals="bm25", **options))
+def bm25_index(path, output, **options):
+    return index.run(IndexConfig(corpus=str(path), output=str(output), signals="bm25", **options))
 
 
 def zstd(data: bytes) -> bytes:
@@ -291,3 +293,119 @@ def test_a_byte_order_mark_is_no_part_of_the_record(tmp_path):
     (tmp_path / "c.jsonl").write_bytes(b"\xef\xbb\xbf" + lines(GOOD[:1]))
     (record,) = read_records(str(tmp_path / "c.jsonl"), PLAIN, "")
     assert isinstance(record, Record) and not isinstance(record, DeadLetter)
+
+
+def found_repeated(folder) -> set[tuple[str, int]]:
+    path = folder / "dead_letters/repeated.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    assert len({(row["file"], row["row"]) for row in rows}) == len(rows)
+    return {(os.path.basename(row["file"]), row["row"]) for row in rows}
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 10**6])
+def test_repeated_ids_are_the_same_however_few_are_compared_at_once(tmp_path, monkeypatch, at_once):
+    monkeypatch.setattr(corpus, "HASHES_AT_ONCE", at_once)
+    random, seen, expected = Random(0), set(), set()
+    for name in ("a", "b", "c"):
+        ids = [str(random.randrange(60)) for _ in range(40 if name != "b" else 0)]
+        for row, example in enumerate(ids, 1):
+            expected |= {(f"{name}.jsonl", row)} if example in seen else set()
+            seen.add(example)
+        (tmp_path / f"{name}.jsonl").write_bytes(lines([{"id": i, "text": f"Number {i}."} for i in ids]))
+    manifest = bm25_index(tmp_path / "*.jsonl", tmp_path / "index", max_dead_fraction=1.0)
+    assert found_repeated(tmp_path / "index") == expected and len(expected) > 20
+    assert manifest.counts == {"in": 80, "kept": len(seen), "removed": 0, "dead": len(expected)}
+    (letters,) = [info for info in manifest.files if info.name == "dead_letters/repeated.jsonl"]
+    assert letters.rows == len(expected)
+
+
+def test_more_repeated_ids_than_the_budget_are_told_by_file_and_row(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(lines(GOOD))
+    (tmp_path / "b.jsonl").write_bytes(lines(GOOD))
+    with pytest.raises(
+        FailureBudgetExceeded, match=r"200 of 400 records(.|\n)*b\.jsonl, row 1: the id (.|\n)* \.\.\.$"
+    ):
+        bm25_index(tmp_path / "*.jsonl", tmp_path / "index")
+
+
+def test_ids_are_integers_of_any_size_and_a_number_is_the_string_of_its_digits(tmp_path):
+    big = 2**63
+    rows = [{"id": big - 1, "text": "One."}, {"id": big, "text": "Two."}, {"id": -big * 10**30, "text": "Three."}]
+    (tmp_path / "a.jsonl").write_bytes(lines([*rows, {"id": 7, "text": "Seven."}]))
+    more = [{"id": str(big), "text": "Two again."}, {"id": "7", "text": "Seven again."}, {"id": "07", "text": "Other."}]
+    (tmp_path / "b.jsonl").write_bytes(lines(more))
+    refused = [{"id": value, "text": "No id."} for value in (1.0, True, None, [1], 2.0**64)]
+    (tmp_path / "c.jsonl").write_bytes(lines(refused))
+    bm25_index(tmp_path / "*.jsonl", tmp_path / "index", max_dead_fraction=0.9)
+    assert found_repeated(tmp_path / "index") == {("b.jsonl", 1), ("b.jsonl", 2)}
+    tables = [pq.read_table(p) for p in sorted((tmp_path / "index/examples").iterdir())]
+    ids = [row["example_id"] for table in tables for row in table.to_pylist()]
+    assert ids == ["9223372036854775807", "9223372036854775808", str(-big * 10**30), "7", "07"]
+    reasons = [
+        json.loads(line)["reason"] for line in (tmp_path / "index/dead_letters/00002.jsonl").read_text().splitlines()
+    ]
+    assert len(reasons) == 5 and all("must be a non-empty string or an integer, found" in reason for reason in reasons)
+
+
+def test_ids_over_2_to_63_in_parquet_are_the_same_as_in_jsonl(tmp_path):
+    pq.write_table(pa.table({"id": pa.array([2**64 - 1], pa.uint64()), "text": ["One."]}), tmp_path / "a.parquet")
+    (tmp_path / "b.jsonl").write_bytes(lines([{"id": 2**64 - 1, "text": "Again."}]))
+    bm25_index(tmp_path / "*", tmp_path / "index", max_dead_fraction=0.5)
+    assert found_repeated(tmp_path / "index") == {("b.jsonl", 1)}
+
+
+BAD_VECTORS = [
+    ([1.0, 2.0], "must be a list of 3 finite numbers, not all zero (as the corpus' first record has), found 2"),
+    ([0.0, 0.0, 0.0], "must be a list of 3 finite numbers, not all zero, found zeros"),
+    ([1.0, float("nan"), 0.0], "found NaN or infinity"),
+    ([float("inf"), 0.0, 0.0], "found NaN or infinity"),
+    ([1e39, 0.0, 0.0], "found NaN or infinity"),  # no float32
+    (None, "must be a list of 3 finite numbers, not all zero, found None"),
+    ("1 2 3", "found '1 2 3'"),
+    ([[1.0, 2.0, 3.0]], "found [[1.0, 2.0, 3.0]]"),
+    ([], "found []"),
+]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+@pytest.mark.parametrize("vector, reason", BAD_VECTORS)
+def test_a_vector_of_the_wrong_kind_is_a_dead_letter_with_the_reason(tmp_path, suffix, vector, reason):
+    good = [{**row, "v": [1.0, float(n), 2.0]} for n, row in enumerate(GOOD[:9])]
+    rows, path = [*good, {"id": "bad", "text": "A bad vector.", "v": vector}], tmp_path / f"c{suffix}"
+    if suffix == ".jsonl":
+        path.write_bytes(lines(rows))
+    else:
+        if not (vector is None or (isinstance(vector, list) and all(isinstance(value, float) for value in vector))):
+            pytest.skip("a column of lists of numbers cannot hold it")
+        path.write_bytes(parquet(rows))
+    config = IndexConfig(
+        corpus=str(path), output=str(tmp_path / "index"), embedding_field="v", max_dead_fraction=0.1, num_pseudo_facts=5
+    )
+    assert index.run(config).counts == {"in": 10, "kept": 9, "removed": 0, "dead": 1}
+    (letter,) = [json.loads(row) for row in (tmp_path / "index/dead_letters/00000.jsonl").read_text().splitlines()]
+    assert letter["row"] == 10 and letter["reason"].startswith("field 'v' must") and letter["reason"].endswith(reason)
+
+
+def test_empty_documents_take_no_memory_however_many(tmp_path):
+    path = tmp_path / "c.jsonl"
+    path.write_bytes(b'{"id": "x", "text": ""}\n' * 50_000)
+    out = tmp_path / "out"
+    out.mkdir()
+    tracemalloc.start()
+    try:
+        done = corpus.scan_shard({"path": str(path), "file": 0}, str(tmp_path), out, PLAIN, "")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert done.counts == {"in": 50_000, "dead": 50_000}
+    assert len(done.facts["first"]) == corpus.SHOWN and "row 1: field 'text'" in done.facts["first"][0]
+    letters = (out / "dead_letters/00000.jsonl").read_bytes()
+    assert letters.count(b"\n") == 50_000 == done.rows["dead_letters/00000.jsonl"]
+    assert peak < 2 * 2**20  # held, the letters take 40 MB
+
+
+def test_a_corpus_of_empty_documents_is_refused_and_leaves_nothing(tmp_path):
+    (tmp_path / "c.jsonl").write_bytes(b'{"id": "x", "text": " "}\n' * 1000)
+    with pytest.raises(ConfigError, match=r"found none among 1000\n.*c\.jsonl, row 1: field 'text' must be"):
+        bm25_index(tmp_path / "c.jsonl", tmp_path / "index", max_dead_fraction=1.0)
+    assert os.listdir(tmp_path) == ["c.jsonl"]

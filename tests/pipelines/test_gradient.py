@@ -14,6 +14,7 @@ from pipelines import index, trace
 from pipelines.config import IndexConfig, TraceConfig
 from pipelines.storage import read_manifest, read_rankings
 from schemas.errors import ArtifactMismatch, ConfigError, FailureBudgetExceeded
+from schemas.manifest import content_sha256
 from tests.pipelines.conftest import corpus_rows, fact_rows, index_config, write_jsonl
 
 NPY_HEADER = 128
@@ -139,6 +140,7 @@ def test_a_model_that_computes_another_loss_than_at_indexing_is_refused(built_in
     shutil.copytree(built_index, copy)
     manifest = json.loads((copy / "manifest.json").read_text())
     manifest["details"]["gradient"]["checkpoints"][0]["probe_loss"] *= 1.01
+    manifest["sha256"] = content_sha256(manifest)
     (copy / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ArtifactMismatch, match=r"expected a loss of .* on the fixed batch, as when the index was made"):
         traced(str(copy), facts, tmp_path / "rankings")

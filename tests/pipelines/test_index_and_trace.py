@@ -14,6 +14,7 @@ from pipelines import evaluate, index, trace
 from pipelines.config import EvaluateConfig, IndexConfig, TraceConfig
 from pipelines.stage import METRICS, RunShard
 from schemas.errors import ArtifactMismatch, ConfigError
+from schemas.manifest import content_sha256
 from schemas.rankings import rankings_from_jsonl, rankings_from_table
 from tests.pipelines.conftest import corpus_rows, fact_rows, index_config, write_jsonl
 
@@ -156,6 +157,7 @@ def test_an_index_of_another_model_tokenizer_or_version_is_refused(tmp_path, bui
     def refused(change, message):
         changed = json.loads(json.dumps(manifest))
         change(changed)
+        changed["sha256"] = content_sha256(changed)
         (spoiled / "manifest.json").write_text(json.dumps(changed))
         with pytest.raises(ArtifactMismatch, match=message):
             run_trace(spoiled, facts, tmp_path / "rankings")
@@ -303,6 +305,36 @@ def test_long_documents_are_passages_whose_spans_are_their_text(tmp_path, encode
     found = run_trace(tmp_path / "index", write_jsonl(tmp_path / "f.jsonl", rows), tmp_path / "rankings")
     best = min(found.values(), key=lambda p: p.rank)
     assert best.example_id == "long" and "Word37" in best.text
+
+
+def test_paths_may_hold_spaces_and_any_letters(tmp_path, checkpoints, encoder):
+    place = tmp_path / "mein Übungs-Ordner" / "語 料 (1)"
+    place.mkdir(parents=True)
+    os.rename(write_jsonl(tmp_path / "c", corpus_rows()), place / "Текст é #1%.jsonl")
+    facts = write_jsonl(place / "les faits 😀.jsonl", fact_rows()[:2])
+    shutil.copytree(Path(checkpoints, "step-000200"), place / "ein Modell é")
+    config = index_config(
+        str(place / "Текст *.jsonl"), place / "der Index ü", str(place / "ein Modell é"), encoder, passages_per_shard=23
+    )
+    manifest = index.run(config)
+    assert manifest.counts["kept"] == len(corpus_rows())
+    found = run_trace(place / "der Index ü", facts, place / "die Ränge 1", rerank=2)
+    assert {p.text for p in found.values() if p.rank == 1} <= {row["text"] for row in corpus_rows()}
+    names = ["die Ränge 1", "der Index ü", "ein Modell é", "les faits 😀.jsonl", "Текст é #1%.jsonl"]
+    assert sorted(os.listdir(place)) == sorted(names)
+
+
+def test_a_shard_of_another_index_is_refused_by_name(tmp_path, built_index, facts, encoder):
+    other, mixed = tmp_path / "other", tmp_path / "mixed"
+    corpus = write_jsonl(tmp_path / "c.jsonl", corpus_rows()[::-1])
+    index.run(IndexConfig(corpus=corpus, output=str(other), encoder=encoder, max_tokens=30, overlap=4))
+    shutil.copytree(built_index, mixed)
+    (shard,) = os.listdir(other / "dense")
+    shutil.copy(other / "dense" / shard, mixed / "dense" / shard)
+    sizes = {(folder / "dense" / shard).stat().st_size for folder in (other, Path(built_index))}
+    assert len(sizes) == 1  # nothing but the hash tells them apart
+    with pytest.raises(ArtifactMismatch, match=rf"dense/{shard}: expected .*, as manifest\.json says, found "):
+        run_trace(mixed, facts, tmp_path / "rankings")
 
 
 def test_subword_bm25_finds_chinese(tmp_path, checkpoints):

@@ -6,7 +6,15 @@ from dataclasses import replace
 import pytest
 
 from schemas.errors import ArtifactMismatch
-from schemas.manifest import FORMAT_VERSION, FileInfo, Manifest, check_counts, parse_manifest, require_match
+from schemas.manifest import (
+    FORMAT_VERSION,
+    FileInfo,
+    Manifest,
+    check_counts,
+    content_sha256,
+    parse_manifest,
+    require_match,
+)
 
 MANIFEST = Manifest(
     kind="index",
@@ -19,7 +27,9 @@ MANIFEST = Manifest(
 
 
 def changed(**fields: object) -> bytes:
-    return json.dumps({**json.loads(MANIFEST.to_json()), **fields}).encode()
+    """The manifest with other fields and the hash of its new content."""
+    row = {**json.loads(MANIFEST.to_json()), **fields}
+    return json.dumps(row | {"sha256": content_sha256(row)}).encode()
 
 
 def test_a_written_manifest_reads_back_as_itself():
@@ -33,6 +43,19 @@ def test_bytes_do_not_depend_on_the_order_of_the_keys():
     assert "ü" in MANIFEST.to_json().decode() and MANIFEST.to_json().endswith(b"}\n")
 
 
+def test_one_edited_by_hand_is_refused_with_both_hashes_however_small_the_edit():
+    written = MANIFEST.to_json()
+    row = json.loads(written)
+    assert parse_manifest(json.dumps(dict(reversed(row.items()))).encode(), "here", "index") == MANIFEST  # layout only
+    for old, new in ((b'"rows": 3', b'"rows": 4'), (b"0.95", b"0.96"), (b'"sha256": "ab"', b'"sha256": "ac"')):
+        assert written.count(old) == 1
+        with pytest.raises(ArtifactMismatch, match=rf"manifest.json: .* {row['sha256']}, found \w{{64}}: .*restore"):
+            parse_manifest(written.replace(old, new), "here", "index")
+    row.pop("sha256")
+    with pytest.raises(ArtifactMismatch, match="that it names, none, found"):
+        parse_manifest(json.dumps(row).encode(), "here", "index")
+
+
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"null", b"{}", b'{"kind": "index"}', b"\xff"])
 def test_what_is_no_manifest_is_refused_with_the_remedy(data):
     with pytest.raises(
@@ -41,7 +64,7 @@ def test_what_is_no_manifest_is_refused_with_the_remedy(data):
         parse_manifest(data, "here", "index")
 
 
-@pytest.mark.parametrize("data", [b'{"format_version": 3, "kind": "index"}', changed(files=[{"name": "a"}])])
+@pytest.mark.parametrize("data", [changed(files=[{"name": "a"}]), changed(files=None), changed(more=1)])
 def test_a_manifest_that_lacks_its_fields_is_refused_with_the_remedy(data):
     with pytest.raises(
         ArtifactMismatch, match=r"here/manifest.json: expected a manifest of proponent.*make the folder"
