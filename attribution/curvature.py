@@ -64,16 +64,22 @@ class SecondMoment:
         """`[w_i, w_i]` by layer; zero where there are no rows."""
         return [block / max(1, self.count) for block in self.blocks]
 
-    def save(self, path: Path) -> None:
-        """Writes the means in float32, which keeps 7 digits of them at any number of rows. Same sums, same bytes."""
-        means = {f"{number:05d}": mean.astype(np.float32) for number, mean in enumerate(self.mean())}
-        save_file(means, path, metadata={"count": str(self.count)})
+    def save(self, path: Path, exactly: bool = False) -> None:
+        """Writes the means in float32, which keeps 7 digits of them at any number of rows. Same sums, same bytes.
+
+        `exactly` writes the sums in float64, to which more may be added later as if nothing had been written.
+        """
+        arrays = self.blocks if exactly else [mean.astype(np.float32) for mean in self.mean()]
+        named = {f"{number:05d}": array for number, array in enumerate(arrays)}
+        # One key: more of them would stand in another order each time.
+        save_file(named, path, metadata={"sums of" if exactly else "means of": str(self.count)})
 
     @classmethod
     def load(cls, path: Path) -> "SecondMoment":
         with safe_open(path, framework="numpy") as file:
-            count = int(file.metadata()["count"])
-            return cls([file.get_tensor(name).astype(np.float64) * count for name in sorted(file.keys())], count)
+            [(kind, count)] = file.metadata().items()
+            factor = 1 if kind == "sums of" else int(count)
+            return cls([file.get_tensor(name).astype(np.float64) * factor for name in sorted(file.keys())], int(count))
 
 
 def _columns(widths: list[int]) -> Iterator[slice]:

@@ -163,6 +163,18 @@ class _Stored:
         return found.reshape(stop - start, *self.shape[1:])
 
 
+def copy_rows(source: str, target: Path, rows: np.ndarray) -> None:
+    """Writes the rows `rows`, sorted, of one `.npy` file of a shard to another, as they are."""
+    stored, done = _Stored(source), 0
+    file = _Rows(target, (len(rows), *stored.shape[1:]), stored.dtype)
+    for start in range(0, stored.shape[0], 1024):
+        inside = rows[(rows >= start) & (rows < start + 1024)] - start
+        block = stored.read(start, min(start + 1024, stored.shape[0]))
+        file.put(list(range(done, done + len(inside))), block[inside])
+        done += len(inside)
+    file.close()
+
+
 class RowReader:
     """Reads the shard whose files start with `stem`: `rows`, `dim` and `norms` `[rows]` float32 at once.
 

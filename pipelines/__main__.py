@@ -16,11 +16,12 @@ VERBS = {
     "trace": configs.TraceConfig,
     "flag": configs.FlagConfig,
     "clean": configs.CleanConfig,
+    "purge": configs.PurgeConfig,
     "verify": configs.VerifyConfig,
     "evaluate": configs.EvaluateConfig,
     "demo": configs.DemoConfig,
 }
-BEAM_VERBS = ("index", "trace", "clean")
+BEAM_VERBS = ("index", "trace", "clean", "purge")
 
 
 def usage() -> str:
@@ -54,7 +55,10 @@ def run_verb(verb: str, arguments: list[str], beam_args: tuple[str, ...]) -> Non
     progress.set_quiet(config.quiet)
     logging.getLogger("pipelines").setLevel(logging.WARNING if config.quiet else logging.INFO)
     module = importlib.import_module(f"pipelines.{verb}")
-    if verb in BEAM_VERBS:
+    if verb == "index" and config.update:
+        names = {argument[2:].split("=")[0].replace("-", "_") for argument in arguments if argument.startswith("--")}
+        importlib.import_module("pipelines.update").run(config, beam_args, names)
+    elif verb in BEAM_VERBS:
         result = module.run(config, beam_args)
         if getattr(config, "dry_run", False):
             print(json.dumps(result))

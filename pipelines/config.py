@@ -115,6 +115,8 @@ class IndexConfig:
     """Name of the corpus' id field."""
     text_field: str = "text"
     """Name of the corpus' text field."""
+    update: bool = False
+    """Add the corpus' new files to the index at --output, which tells every other setting."""
     dry_run: bool = False
     """Print what the job will take (seconds, memory, disk), measured on a sample, and write nothing."""
     seed: int = 0
@@ -123,6 +125,9 @@ class IndexConfig:
     """No progress bars and no summary."""
 
     def __post_init__(self) -> None:
+        _require(not (self.update and self.dry_run), "dry_run", "it without --update", True)
+        if self.update:
+            return  # what was left out here is the index's, which was checked when it was made
         unknown = set(self.signal_names) - set(SIGNALS)
         _require(not unknown, "signals", f"some of {', '.join(SIGNALS)}", ",".join(sorted(unknown)))
         _require(len(set(self.signal_names)) == len(self.signal_names), "signals", "each once", self.signals)
@@ -233,6 +238,20 @@ class CleanConfig:
 
     def __post_init__(self) -> None:
         _require(0 <= self.max_dead_fraction <= 1, "max_dead_fraction", "0 to 1", self.max_dead_fraction)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PurgeConfig:
+    """Take the approved removals out of an index with everything made from them, and write a certificate."""
+
+    index: str
+    """Folder of the index; it is rewritten in place."""
+    removals: str
+    """removals.jsonl with decisions; only approved ones are acted on."""
+    certificate: str = ""
+    """File for the certificate; by default beside the index, INDEX.purged-GENERATION.json."""
+    quiet: bool = False
+    """No progress bars and no summary."""
 
 
 @dataclass(frozen=True, kw_only=True)

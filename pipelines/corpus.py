@@ -41,8 +41,10 @@ from pipelines.storage import (
     match,
     open_read,
     publish,
+    read_bytes,
     read_manifest,
     verified,
+    with_generation,
 )
 from schemas.errors import ConfigError, FailureBudgetExceeded
 from schemas.manifest import MANIFEST, FileInfo
@@ -54,7 +56,7 @@ FORMS = (("messages",), ("prompt", "completion"))
 LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 SHOWN, SHOWN_CHARACTERS = 5, 80
 HASHES_AT_ONCE = 2**22  # of ids: 64 MB, and a few times that while they are sorted
-IDS = f"{STAGES}/ids"
+IDS = f"{STAGES}/ids"  # of a job alone; an index keeps them, in ids/
 CLEANED = "corpus/"  # in a folder that `clean` wrote
 
 
@@ -348,21 +350,21 @@ def relative_name(path: str, base: str) -> str:
     return path[len(base) :].lstrip("/\\") if path.startswith(base) else os.path.basename(path)
 
 
-def corpus_shards(files: list[tuple[str, int]]) -> list[Shard]:
-    """A shard a file."""
-    return [Shard(f"{i:05d}", {"path": path, "file": i}) for i, (path, _) in enumerate(files)]
+def corpus_shards(files: list[tuple[str, int]], first: int = 0) -> list[Shard]:
+    """A shard a file, numbered from `first`."""
+    return [Shard(f"{i:05d}", {"path": path, "file": i}) for i, (path, _) in enumerate(files, start=first)]
 
 
-def scan_shard(spec: dict[str, Any], folder: str, out: Path, format: CorpusFormat, base: str) -> Done:
+def scan_shard(spec: dict[str, Any], folder: str, out: Path, format: CorpusFormat, base: str, ids: str = IDS) -> Done:
     """Counts one file, writes its dead letters, and its ids' hashes with their rows; it holds a piece of each."""
     name, written, first = f"{spec['file']:05d}", {}, []
     hashes, rows = bytearray(), array("q")
-    (out / IDS).mkdir(parents=True)
+    (out / ids).mkdir(parents=True)
     (out / "dead_letters").mkdir()
     count = dead = 0
 
     def write() -> None:
-        piece = f"{IDS}/{name}-{len(written) // 2:05d}"
+        piece = f"{ids}/{name}-{len(written) // 2:05d}"
         for part, values in zip(("hashes", "rows"), _sorted_ids(hashes, rows), strict=True):
             np.save(out / f"{piece}.{part}.npy", values)
             written[f"{piece}.{part}.npy"] = len(rows)
@@ -411,8 +413,10 @@ class Scan:
     files: list[FileInfo]
 
 
-def _find_repeated(records: list[ShardRecord], shards: list[Shard], folder: str) -> dict[int, np.ndarray]:
-    """By file, sorted, the rows whose id stood earlier: in the same file, or in one before it.
+def _find_repeated(
+    records: list[ShardRecord], shards: list[Shard], folder: str, earlier: list[str]
+) -> dict[int, np.ndarray]:
+    """By file, sorted, the rows whose id stood earlier: in the same file, in one before it, or in the files `earlier`.
 
     The hashes are compared range by range, so that about HASHES_AT_ONCE of them are in memory, however many there are.
     """
@@ -434,10 +438,12 @@ def _find_repeated(records: list[ShardRecord], shards: list[Shard], folder: str)
             hashes.append(np.array(halves[:, first:last]))
             rows.append(np.array(np.load(localize(f"{place}rows.npy"), mmap_mode="r")[first:last]))
             files.append(np.full(last - first, file, np.int32))
-        later = _later(np.concatenate(hashes, axis=1), np.concatenate(files), np.concatenate(rows))
-        found_files.append(later[0])
-        found_rows.append(later[1])
-    files, rows = np.concatenate(found_files), np.concatenate(found_rows)
+        all_hashes, all_files, all_rows = np.concatenate(hashes, axis=1), np.concatenate(files), np.concatenate(rows)
+        later = _later(all_hashes, all_files, all_rows)
+        known = _known(all_hashes, [verified(folder, name) for name in earlier])
+        found_files += [later[0], all_files[known]]
+        found_rows += [later[1], all_rows[known]]
+    files, rows = np.unique(np.stack([np.concatenate(found_files), np.concatenate(found_rows)]), axis=1)
     order = np.lexsort((rows, files))
     names, begins = np.unique(files[order], return_index=True)
     return dict(zip(names.tolist(), np.split(rows[order], begins[1:]), strict=False))
@@ -456,6 +462,17 @@ def _later(hashes: np.ndarray, files: np.ndarray, rows: np.ndarray) -> tuple[np.
     return files[later], rows[later]
 
 
+def _known(hashes: np.ndarray, earlier: list[str]) -> np.ndarray:
+    """Which of hashes `[2, n]` stand in one of the files `earlier`: each is looked up, no file is read whole."""
+    known = np.zeros(hashes.shape[1], dtype=bool)
+    for path in earlier:
+        halves = np.load(path, mmap_mode="r")
+        begin, end = np.searchsorted(halves[0], hashes[0]), np.searchsorted(halves[0], hashes[0], side="right")
+        for i in np.flatnonzero(end > begin):
+            known[i] |= bool((halves[1, begin[i] : end[i]] == hashes[1, i]).any())
+    return known
+
+
 def scan(
     files: list[tuple[str, int]],
     format: CorpusFormat,
@@ -463,11 +480,22 @@ def scan(
     output: OutputFolder,
     max_dead_fraction: float,
     beam_args: tuple[str, ...],
+    ids: str = IDS,
+    earlier: list[FileInfo] | None = None,
+    first_file: int = 0,
+    generation: int = 1,
 ) -> Scan:
-    """Reads the corpus once. Raises FailureBudgetExceeded over the budget, ConfigError if nothing is left."""
-    shards = corpus_shards(files)
-    records = run_stage("scan", shards, partial(scan_shard, format=format, base=base), output, beam_args)
-    repeated = _find_repeated(records, shards, output.path)
+    """Reads the corpus once. Raises FailureBudgetExceeded over the budget, ConfigError if nothing is left.
+
+    The ids' hashes go to the folder `ids`; `earlier` are the files that an index has already, of which those of ids and
+    of refused repetitions count, and `first_file` is the number of the first file here.
+    """
+    shards = corpus_shards(files, first_file)
+    work = partial(scan_shard, format=format, base=base, ids=ids)
+    records = run_stage("scan", shards, work, output, beam_args)
+    hashes = [info.name for info in earlier or [] if info.name.endswith(".hashes.npy")]
+    told = [info for info in earlier or [] if info.name.startswith("dead_letters/repeated")]
+    repeated = _find_repeated(records, shards, output.path, hashes)
     num_repeated = sum(len(rows) for rows in repeated.values())
     num_in, num_dead = total(records, "in"), total(records, "dead") + num_repeated
     first = [line for record in records for line in record.facts["first"]]
@@ -489,13 +517,17 @@ def scan(
         with tempfile.TemporaryDirectory() as place:
             file = Path(place) / "repeated.jsonl"
             with open(file, "wb") as sink:
+                for info in told:  # the file is that of all records, as if they had been read at once
+                    sink.write(read_bytes(verified(output.path, info.name)))
                 sink.writelines(letters_to_jsonl([letter]) for letter in _letters(repeated, shards))
-            written.append(publish(file, output.path, f"dead_letters/{file.name}", num_repeated))
+            name = f"dead_letters/{with_generation('repeated', generation)}.jsonl"
+            written.append(publish(file, output.path, name, num_repeated + sum(info.rows for info in told)))
     return Scan(shards, num_in, num_dead, {file: rows.tolist() for file, rows in repeated.items()}, written)
 
 
 def _letters(repeated: dict[int, np.ndarray], shards: list[Shard]) -> Iterator[DeadLetter]:
     reason = "the id stands earlier in the corpus; ids must be unique"
+    paths = {shard.spec["file"]: shard.spec["path"] for shard in shards}
     for file, rows in repeated.items():
         for row in rows.tolist():
-            yield DeadLetter(shards[file].spec["path"], row, "read", reason)
+            yield DeadLetter(paths[file], row, "read", reason)

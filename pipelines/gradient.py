@@ -26,7 +26,7 @@ from pipelines.config import IndexConfig
 from pipelines.corpus import letters_to_jsonl
 from pipelines.resources import GradientRecipe
 from pipelines.stage import Done, Shard, ShardRecord, all_files, run_stage, total
-from pipelines.storage import STAGES, OutputFolder, join, localize, verified
+from pipelines.storage import STAGES, OutputFolder, join, localize, verified, with_generation
 from schemas.errors import ConfigError, FailureBudgetExceeded
 from schemas.manifest import FileInfo
 from schemas.records import DeadLetter
@@ -34,6 +34,7 @@ from schemas.records import DeadLetter
 log = logging.getLogger(__name__)
 CURVATURE_SAMPLE = 1024  # passages that stand for the corpus where no features are stored
 MOMENT_SAMPLE = 256  # passages that stand in for the optimizer's averages: Adam's beta2 of 0.99 sees about 100 steps
+COUNTS = ("dead", "cut", "none")  # of passages: refused, cut at the context, without a loss
 NO_TOKENS = Sequence([], [])
 
 
@@ -86,6 +87,8 @@ def describe_checkpoints(config: IndexConfig, recipe: GradientRecipe) -> list[di
                 "layers": [layer.name for layer in extractor.layers],
                 "widths": extractor.widths,
                 "dim": extractor.dim,
+                "generation": 1,
+                "moments_of": 1,
                 "bytes_per_example": 0
                 if config.feature_dtype == "none"
                 else bytes_per_row(extractor.widths, config.feature_dtype),
@@ -98,7 +101,8 @@ def describe_checkpoints(config: IndexConfig, recipe: GradientRecipe) -> list[di
 
 
 def moments_file(row: dict[str, Any]) -> str:
-    return f"gradients/{row['name']}/moments.safetensors"
+    """The estimate of a checkpoint's optimizer state, of the generation of the index in which it was made."""
+    return f"gradients/{row['name']}/{with_generation('moments', row['moments_of'])}.safetensors"
 
 
 def extractor_of(row: dict[str, Any], recipe: GradientRecipe, index: str) -> Any:
@@ -171,7 +175,7 @@ def feature_shard(
             advance(len(positions), sum(sequences[i].size for i in positions))
     curvature = f"{STAGES}/curvature/{row['name']}/{spec['name']}.safetensors"
     (out / curvature).parent.mkdir(parents=True)
-    moment.save(out / curvature)
+    moment.save(out / curvature, exactly=True)
     written = {f"{place}/{file.name}": spec["rows"] for file in sorted((out / place).iterdir())}
     written[curvature] = moment.count
     if letters:
@@ -215,17 +219,17 @@ def open_rows(index: str, row: dict[str, Any], shard: str) -> RowReader:
 
 def curvature_file(row: dict[str, Any], of: str) -> str:
     """`of` is `corpus`, or `queries`: the pseudo-facts that stand in where few facts are traced."""
-    return f"gradients/{row['name']}/curvature-{of}.safetensors"
+    return f"gradients/{row['name']}/{with_generation(f'curvature-{of}', row['generation'])}.safetensors"
 
 
 def load_curvature(index: str, row: dict[str, Any], of: str) -> SecondMoment:
     return SecondMoment.load(Path(verified(index, curvature_file(row, of))))
 
 
-def write_moment(output: OutputFolder, name: str, moment: SecondMoment) -> FileInfo:
+def write_moment(output: OutputFolder, name: str, moment: SecondMoment, exactly: bool = False) -> FileInfo:
     """Writes second moments as a file of the folder."""
     with tempfile.TemporaryDirectory() as folder:
-        moment.save(Path(folder) / "moment")
+        moment.save(Path(folder) / "moment", exactly)
         return output.write(name, (Path(folder) / "moment").read_bytes(), moment.count)
 
 
@@ -236,11 +240,22 @@ def make_features(
     config: IndexConfig,
     output: OutputFolder,
     beam_args: tuple[str, ...],
+    generation: int = 1,
+    anew: bool = False,
 ) -> list[FileInfo]:
-    """Runs the stages of every checkpoint, one after another; counts go into its row of `details`."""
+    """Runs the stages of every checkpoint, one after another; counts go into its row of `details`.
+
+    In a later generation of the index what `specs` add is merged with what it has, unless all is made `anew`.
+    """
     recipe, files = recipe_of(details), []
     for row in details["gradient"]["checkpoints"]:
-        if row["optimizer_correction"] == "estimate":
+        merged = SecondMoment.zero(row["widths"])
+        if generation > 1 and not anew:
+            merged = load_curvature(output.path, row, "corpus")
+        row["generation"] = generation
+        if anew:
+            row |= {"moments_of": generation} | dict.fromkeys(COUNTS, 0)
+        if row["optimizer_correction"] == "estimate" and (anew or generation == 1):
             work = partial(_moments_shard, row=row, recipe=recipe)
             shard = Shard("sample", {"sample": sample[:MOMENT_SAMPLE]})
             files += all_files(run_stage(f"moments-{row['name']}", [shard], work, output, beam_args))
@@ -248,15 +263,50 @@ def make_features(
             work = partial(_curvature_shard, row=row, recipe=recipe)
             shard = Shard("sample", {"sample": sample})
             files += all_files(run_stage(f"curvature-{row['name']}", [shard], work, output, beam_args))
-            row |= dict.fromkeys(("dead", "cut", "none"), 0)
+            row |= dict.fromkeys(COUNTS, 0)
             continue
         work = partial(feature_shard, row=row, recipe=recipe, feature_dtype=config.feature_dtype)
         records = run_stage(f"gradient-{row['name']}", specs, work, output, beam_args)
         _check_budget(records, row, config.max_dead_fraction)
+        for shard in specs:
+            place = join(output.path, STAGES, "curvature", row["name"], f"{shard.name}.safetensors")
+            merged = merged.merge(SecondMoment.load(Path(localize(place))))
+        files += [*all_files(records), write_moment(output, curvature_file(row, "corpus"), merged, exactly=True)]
+        row |= {name: row.get(name, 0) + total(records, name) for name in COUNTS}
+    return files
+
+
+def _curvature_of_shard(spec: dict[str, Any], folder: str, out: Path, row: dict[str, Any]) -> Done:
+    """The second moments of a shard's stored features."""
+    moment = SecondMoment.zero(row["widths"])
+    for _, found in open_rows(folder, row, spec["name"]).blocks():
+        moment.add(found[(found != 0).any(axis=1)])
+    name = f"{STAGES}/curvature/{row['name']}/{spec['name']}.safetensors"
+    (out / name).parent.mkdir(parents=True)
+    moment.save(out / name, exactly=True)
+    return Done({"in": spec["rows"]}, {name: moment.count})
+
+
+def curvature_of_rows(
+    specs: list[Shard],
+    sample: list[tuple[str, str]],
+    details: dict[str, Any],
+    output: OutputFolder,
+    beam_args: tuple[str, ...],
+    generation: int,
+) -> list[FileInfo]:
+    """The corpus' curvature made anew: of the stored features, or of the sample where none are stored."""
+    recipe, files = recipe_of(details), []
+    for row in details["gradient"]["checkpoints"]:
+        row["generation"], stage = generation, f"curvature-{row['name']}"
+        if details["gradient"]["feature_dtype"] == "none":
+            work = partial(_curvature_shard, row=row, recipe=recipe)
+            files += all_files(run_stage(stage, [Shard("sample", {"sample": sample})], work, output, beam_args))
+            continue
+        run_stage(stage, specs, partial(_curvature_of_shard, row=row), output, beam_args)
         merged = SecondMoment.zero(row["widths"])
         for shard in specs:
             place = join(output.path, STAGES, "curvature", row["name"], f"{shard.name}.safetensors")
             merged = merged.merge(SecondMoment.load(Path(localize(place))))
-        files += [*all_files(records), write_moment(output, curvature_file(row, "corpus"), merged)]
-        row |= {name: total(records, name) for name in ("dead", "cut", "none")}
+        files.append(write_moment(output, curvature_file(row, "corpus"), merged, exactly=True))
     return files

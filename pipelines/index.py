@@ -3,9 +3,13 @@
 corpus files -> scan -> read (a shard: a file)  -> examples/       passages, ids and spans
 examples/ -> bm25 | dense | gradient (pipelines/gradient.py) (a shard: a file of examples/)
           -> the driver merges the statistics -> search for pseudo-facts -> fusion weights -> manifest.json
+
+`index --update` takes the same way with the new files alone (pipelines/update.py).
 """
 
+import io
 import logging
+import re
 import tempfile
 from dataclasses import asdict
 from functools import partial
@@ -29,16 +33,19 @@ from pipelines.corpus import CorpusFormat, Scan, base_folder, list_corpus, read_
 from pipelines.estimate import estimate
 from pipelines.fit import fit_fusion, sample_passages
 from pipelines.gradient import CURVATURE_SAMPLE, MOMENT_SAMPLE, describe_checkpoints, make_features
-from pipelines.stage import Done, Shard, ShardRecord, all_files, library_versions, log_runner, run_stage, total
+from pipelines.stage import Done, Shard, all_files, library_versions, log_runner, run_stage, total
 from pipelines.storage import (
     STAGES,
     OutputFolder,
     absolute,
     exists,
+    info_of,
     join,
     localize,
     publish,
     read_bytes,
+    verified,
+    with_generation,
     write_bytes,
 )
 from schemas.manifest import FileInfo, Manifest, require_match
@@ -48,7 +55,8 @@ from schemas.tables import PASSAGES, parquet_bytes
 log = logging.getLogger(__name__)
 SHARDS_AT_ONCE = 64  # of term files when statistics are merged
 RECALL_QUERIES = 256  # vectors of the corpus that the approximate index's recall is measured on
-VECTORS, APPROXIMATE = f"{STAGES}/vectors", f"{STAGES}/approximate"
+VECTORS = f"{STAGES}/vectors"
+IDS = "ids"  # the ids' hashes, which an update compares its own with
 
 
 def read_shard(
@@ -104,7 +112,7 @@ def read_shard(
 
 
 def _texts(folder: str, name: str) -> list[str]:
-    return pq.read_table(localize(join(folder, "examples", f"{name}.parquet")), columns=["text"])["text"].to_pylist()
+    return pq.read_table(verified(folder, f"examples/{name}.parquet"), columns=["text"])["text"].to_pylist()
 
 
 def bm25_shard(spec: dict[str, Any], folder: str, out: Path, config: IndexConfig) -> Done:
@@ -137,12 +145,17 @@ def dense_shard(spec: dict[str, Any], folder: str, out: Path, encoder_path: str,
     return Done({"in": spec["rows"], "cut": cut}, {f"dense/{spec['name']}.faiss": spec["rows"]})
 
 
-def merge_statistics(folder: str, shards: list[dict[str, Any]], total_length: int) -> bm25.Statistics:
-    """Global statistics from the shards' term files, `SHARDS_AT_ONCE` of them joined to what is there."""
-    merged = bm25.Statistics.of(0, total_length, {})
+def merge_statistics(
+    folder: str, shards: list[dict[str, Any]], total_length: int, merged: bm25.Statistics | None = None
+) -> bm25.Statistics:
+    """Global statistics from the shards' term files, `SHARDS_AT_ONCE` of them joined to what is there.
+
+    `merged` are those of other shards, to which `total_length` is added as well.
+    """
+    merged = bm25.Statistics.merge([bm25.Statistics.of(0, total_length, {}), *([merged] if merged else [])])
     for start in range(0, len(shards), SHARDS_AT_ONCE):
         parts = [
-            bm25.shard_statistics(localize(join(folder, "bm25", shard["name"], "terms.arrow")), shard["rows"], 0)
+            bm25.shard_statistics(verified(folder, f"bm25/{shard['name']}/terms.arrow"), shard["rows"], 0)
             for shard in shards[start : start + SHARDS_AT_ONCE]
         ]
         merged = bm25.Statistics.merge([merged, *parts])
@@ -150,28 +163,28 @@ def merge_statistics(folder: str, shards: list[dict[str, Any]], total_length: in
 
 
 def _vectors(folder: str, shard: dict[str, Any]) -> dense.ShardVectors:
-    return dense.ShardVectors(localize(join(folder, "dense", f"{shard['name']}.faiss")))
+    return dense.ShardVectors(verified(folder, f"dense/{shard['name']}.faiss"))
 
 
 def fill_part(spec: dict[str, Any], folder: str, out: Path) -> Done:
     """A part of the approximate index: the vectors of a few shards."""
-    trained = read_bytes(join(folder, APPROXIMATE, "trained.faiss"))
+    trained = read_bytes(verified(folder, spec["trained"]))
     found = (_vectors(folder, shard) for shard in spec["shards"])
     (out / "dense").mkdir()
-    name = f"dense/approximate-{spec['part']:05d}.faiss"
+    name = f"dense/{spec['name']}.faiss"
     (out / name).write_bytes(dense.fill(trained, ((shard.vectors, shard.ids) for shard in found)))
     rows = sum(shard["rows"] for shard in spec["shards"])
     return Done({"in": rows}, {name: rows})
 
 
-def _parts(shards: list[dict[str, Any]]) -> list[Shard]:
+def parts_of(shards: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     """Consecutive shards together, up to dense.PART vectors."""
     groups: list[list[dict[str, Any]]] = [[]]
     for shard in shards:
         if groups[-1] and sum(other["rows"] for other in groups[-1]) + shard["rows"] > dense.PART:
             groups.append([])
         groups[-1].append(shard)
-    return [Shard(f"{n:05d}", {"part": n, "shards": group}) for n, group in enumerate(groups)]
+    return groups
 
 
 def _vectors_at(folder: str, shards: list[dict[str, Any]], numbers: np.ndarray) -> np.ndarray:
@@ -198,41 +211,71 @@ def _exact_best(folder: str, shards: list[dict[str, Any]], queries: np.ndarray, 
 
 
 def approximate_index(
-    details: dict[str, Any], seed: int, output: OutputFolder, beam_args: tuple[str, ...]
+    details: dict[str, Any], seed: int, output: OutputFolder, beam_args: tuple[str, ...], generation: int = 1
 ) -> list[FileInfo]:
-    """Trains the approximate dense index on a sample, fills its parts and measures its recall.
+    """Trains the approximate dense index on a sample, or takes the one that is there, fills what parts are missing and
+    measures its recall. Returns the files that are new.
 
     How many lists it visits and passages it proposes is chosen for a recall on vectors of the corpus itself.
     """
     shards, count, folder = details["shards"], details["bm25"]["num_passages"], output.path
     generator = np.random.default_rng(seed)
-    trained_file = join(folder, APPROXIMATE, "trained.faiss")
     numbers = np.sort(generator.choice(count, dense.sample_size(count), replace=False))
     asked = np.sort(generator.choice(count, min(count, RECALL_QUERIES), replace=False))
-    if not exists(trained_file):
+    recorded, files = details["dense"].get("approximate"), []
+    if recorded is None:
+        recorded = {"trained": f"dense/{with_generation('trained', generation)}.faiss", "parts": []}
+        recorded |= {"sample": f"dense/{with_generation('sample', generation)}.npy", "trained_on": len(numbers)}
         with progress.bar("dense, training the approximate index", len(numbers), "vectors") as advance:
-            write_bytes(trained_file, dense.train(_vectors_at(folder, shards, numbers), seed))
+            if not exists(join(folder, recorded["trained"])):
+                write_bytes(join(folder, recorded["trained"]), dense.train(_vectors_at(folder, shards, numbers), seed))
             advance(len(numbers))
-    files = all_files(run_stage("approximate", _parts(shards), fill_part, output, beam_args))
+        files = [info_of(folder, recorded["trained"], 0)]
+        files.append(output.write(recorded["sample"], npy_bytes(_ids_at(shards, numbers)), len(numbers)))
+        recorded["of"] = count
+    held = {name for part in recorded["parts"] for name in part["shards"]}
+    groups = parts_of([shard for shard in shards if shard["name"] not in held])
+    first = 1 + max([int(re.search(r"approximate-(\d+)", part["file"])[1]) for part in recorded["parts"]], default=-1)
+    specs = [
+        Shard(name, {"name": name, "shards": group, "trained": recorded["trained"]})
+        for number, group in enumerate(groups, start=first)
+        for name in [with_generation(f"approximate-{number:05d}", generation)]
+        if group
+    ]
+    records = run_stage("approximate", specs, fill_part, output, beam_args)
+    for spec, record in zip(specs, records, strict=True):
+        names = [shard["name"] for shard in spec.spec["shards"]]
+        recorded["parts"] = [*recorded["parts"], {"file": record.files[0].name, "shards": names}]
     queries = _vectors_at(folder, shards, asked)
     exact = _exact_best(folder, shards, queries, 10)
-    lists, code_bytes = dense.shape_of(read_bytes(trained_file))
-    index, found = dense.tune([localize(join(folder, info.name)) for info in files], lists, queries, exact)
+    lists, code_bytes = dense.shape_of(read_bytes(verified(folder, recorded["trained"])))
+    names = [part["file"] for part in recorded["parts"]]
+    index, found = dense.tune([verified(folder, name) for name in names], lists, queries, exact)
     details["dense"]["search"] = "approximate"
-    details["dense"]["approximate"] = {
-        "files": [info.name for info in files],
+    details["dense"]["approximate"] = recorded | {
+        "files": names,
         "kind": f"IVF{lists},PQ{2 * (code_bytes - 8)}x4fs",
-        "trained_on": len(numbers),
-        "of": count,
         "nprobe": index.nprobe,
         "overfetch": index.overfetch,
         "recall_at_10": round(found, 4),
         "bytes_per_vector": code_bytes,
     }
-    return files
+    return files + all_files(records)
 
 
-def approximations(details: dict[str, Any], cut: int) -> list[str]:
+def _ids_at(shards: list[dict[str, Any]], numbers: np.ndarray) -> np.ndarray:
+    """The ids of passages by their numbers in the corpus; they differ where a purge has left gaps."""
+    ids = [np.arange(shard["offset"], shard["offset"] + shard["rows"]) for shard in shards]
+    return np.concatenate(ids)[numbers]
+
+
+def npy_bytes(array: np.ndarray) -> bytes:
+    sink = io.BytesIO()
+    np.save(sink, array)
+    return sink.getvalue()
+
+
+def approximations(details: dict[str, Any]) -> list[str]:
     """Everything that the scores leave out, in words, for the manifest and the report."""
     made = []
     if "gradient" in details:
@@ -266,52 +309,81 @@ def approximations(details: dict[str, Any], cut: int) -> list[str]:
         made.append(f"dense candidates from {found['kind']}, {told}")
     if len(details["signals"]) > 1 and not details["fusion"]["fit"]["facts"]:
         made.append("no facts could be cut from the corpus to fit the fusion on: its signals weigh the same")
-    if cut:
-        made.append(f"{cut} passages were cut at the encoder's limit for the dense signal")
+    if details.get("dense", {}).get("cut"):
+        made.append(f"{details['dense']['cut']} passages were cut at the encoder's limit for the dense signal")
     return made
 
 
-def _work_all(
+def work_all(
     output: OutputFolder,
     scanned: Scan,
     details: dict[str, Any],
     config: IndexConfig,
     format: CorpusFormat,
-    window_tokenizer: str,
+    base: str,
     beam_args: tuple[str, ...],
-) -> tuple[list[FileInfo], int, list[ShardRecord]]:
-    """Runs the stages that write the index, filling in `details`; returns files, encoder cuts and the read records."""
+    generation: int = 1,
+) -> tuple[list[FileInfo], int]:
+    """Runs the stages that write the index; returns the files and the number of documents that are new.
+
+    `details` has the shards and sums of the generation before, and after it those of this one.
+    """
     shards = [Shard(s.name, s.spec | {"repeated": scanned.repeated.get(s.spec["file"], [])}) for s in scanned.shards]
-    base = base_folder(config.corpus)
+    window_tokenizer = details["passages"]["tokenizer"]
+    window_tokenizer = "" if window_tokenizer == "word" else window_tokenizer
     work = partial(read_shard, config=config, format=format, base=base, window_tokenizer=window_tokenizer)
     read = run_stage("read", shards, work, output, beam_args)
-    files, offset = all_files(read), 0
+    files, new, last = all_files(read), [], details["shards"][-1] if details["shards"] else {"offset": 0, "rows": 0}
+    offset = last["offset"] + last["rows"]
     for info in all_files(read):
-        details["shards"].append({"name": Path(info.name).stem, "rows": info.rows, "offset": offset})
+        new.append({"name": Path(info.name).stem, "rows": info.rows, "offset": offset, "since": generation})
         offset += info.rows
-    specs = [Shard(shard["name"], shard) for shard in details["shards"]]
+    details["shards"] = [*details["shards"], *new]
+    details["passages"]["split_documents"] += total(read, "split")
+    specs = [Shard(shard["name"], shard) for shard in new]
 
     records = run_stage("bm25", specs, partial(bm25_shard, config=config), output, beam_args)
-    statistics = merge_statistics(output.path, details["shards"], total(records, "total_length"))
-    with tempfile.TemporaryDirectory() as place:
-        statistics.save(Path(place) / "statistics")
-        kept = publish(Path(place) / "statistics", output.path, "bm25/statistics.arrow", len(statistics.table))
-    files += [*all_files(records), kept]
-    details["bm25"] |= {"num_passages": statistics.num_passages, "total_length": statistics.total_length}
-    details["bm25"] |= {"statistics": kept.name}
+    recorded, before = details["bm25"], None
+    if generation > 1:
+        path = verified(output.path, recorded["statistics"])
+        before = bm25.Statistics.load(path, recorded["num_passages"], recorded["total_length"])
+    statistics = merge_statistics(output.path, new, total(records, "total_length"), before)
+    files += [*all_files(records), write_statistics(statistics, details, output, generation)]
 
-    cut = 0
     if "dense" in details:
         work = partial(dense_shard, encoder_path=details["dense"]["encoder"], given=bool(config.embedding_field))
         records = run_stage("dense", specs, work, output, beam_args)
-        files, cut = files + all_files(records), total(records, "cut")
-        if statistics.num_passages >= dense.APPROXIMATE_FROM:
-            files += approximate_index(details, config.seed, output, beam_args)
+        files += all_files(records)
+        details["dense"]["cut"] = details["dense"].get("cut", 0) + total(records, "cut")
+        if "approximate" in details["dense"] or statistics.num_passages >= dense.APPROXIMATE_FROM:
+            files += approximate_index(details, config.seed, output, beam_args, generation)
     if "gradient" in details:
-        size = CURVATURE_SAMPLE if config.feature_dtype == "none" else MOMENT_SAMPLE
-        sample = [(p.text, p.parts) for p in sample_passages(output.path, details["shards"], config.seed, size)]
-        files += make_features(specs, sample, details, config, output, beam_args)
-    return files, cut, read
+        sample = gradient_sample(output.path, details, generation)
+        files += make_features(specs, sample, details, config, output, beam_args, generation)
+    return files, total(read, "documents")
+
+
+def write_statistics(
+    statistics: bm25.Statistics, details: dict[str, Any], output: OutputFolder, generation: int
+) -> FileInfo:
+    """Writes the global statistics of a generation, into `details` too."""
+    with tempfile.TemporaryDirectory() as place:
+        statistics.save(Path(place) / "statistics")
+        name = f"bm25/{with_generation('statistics', generation)}.arrow"
+        kept = publish(Path(place) / "statistics", output.path, name, len(statistics.table))
+    details["bm25"] |= {"num_passages": statistics.num_passages, "total_length": statistics.total_length}
+    details["bm25"] |= {"statistics": kept.name}
+    return kept
+
+
+def gradient_sample(folder: str, details: dict[str, Any], generation: int) -> list[tuple[str, str]]:
+    """The passages (text, parts) that stand for the corpus where second moments are taken of a sample; else none."""
+    recorded = details["gradient"]
+    estimated = any(row["optimizer_correction"] == "estimate" for row in recorded["checkpoints"]) and generation == 1
+    if not estimated and recorded["feature_dtype"] != "none":
+        return []
+    size = CURVATURE_SAMPLE if recorded["feature_dtype"] == "none" else MOMENT_SAMPLE
+    return [(p.text, p.parts) for p in sample_passages(folder, details["shards"], recorded["recipe"]["seed"], size)]
 
 
 def describe_signals(config: IndexConfig, format: CorpusFormat) -> dict[str, Any]:
@@ -368,8 +440,13 @@ def describe_signals(config: IndexConfig, format: CorpusFormat) -> dict[str, Any
 def run(config: IndexConfig, beam_args: tuple[str, ...] = ()) -> Manifest | dict[str, Any]:
     """Builds the index at `config.output`, or with `dry_run` returns what that would take.
 
-    Raises ConfigError or FailureBudgetExceeded, leaving nothing behind.
+    With `update` the index there gets the corpus' new files (pipelines/update.py). Raises ConfigError or
+    FailureBudgetExceeded, leaving nothing behind.
     """
+    if config.update:
+        from pipelines import update  # which needs this module
+
+        return update.run(config, beam_args)
     corpus_files = list_corpus(config.corpus)
     format = CorpusFormat(config.id_field, config.text_field, config.embedding_field)
     if config.embedding_field:
@@ -384,44 +461,53 @@ def run(config: IndexConfig, beam_args: tuple[str, ...] = ()) -> Manifest | dict
         return estimate(config, corpus_files, details, resources.spans(window_tokenizer))
     log_runner(beam_args)
     plan = asdict(config) | {"files": corpus_files, "models": details}
-    for name in ("quiet", "dry_run"):
+    for name in ("quiet", "dry_run", "update"):
         plan.pop(name)
+    base = base_folder(config.corpus)
+    details["passages"] = {
+        "tokenizer": window_tokenizer or "word",
+        "max_tokens": config.max_tokens,
+        "overlap": config.overlap,
+        "split_documents": 0,
+    }
     with OutputFolder(config.output, plan) as output:
-        scanned = scan(corpus_files, format, base_folder(config.corpus), output, config.max_dead_fraction, beam_args)
-        files, cut, read = _work_all(output, scanned, details, config, format, window_tokenizer, beam_args)
+        scanned = scan(corpus_files, format, base, output, config.max_dead_fraction, beam_args, IDS)
+        files, kept = work_all(output, scanned, details, config, format, base, beam_args)
         details["fusion"], fitted = fit_fusion(output, details, config, beam_args)
         files += fitted
-        details["approximations"] = approximations(details, cut)
-        details["passages"] = {
-            "tokenizer": window_tokenizer or "word",
-            "max_tokens": config.max_tokens,
-            "overlap": config.overlap,
-            "split_documents": total(read, "split"),
-        }
-        kept = total(read, "documents")
-        for line in details["approximations"]:
-            log.info("approximation: %s", line)
+        details["approximations"] = approximations(details)
+        details["corpus"] = {"base": base, "dim": format.dim, "files": [list(info) for info in corpus_files]}
+        counts = {"in": scanned.num_in, "kept": kept, "removed": 0, "dead": scanned.num_dead}
+        details["generation"], details["history"] = 1, [{"verb": "index", "files": len(corpus_files), "counts": counts}]
         manifest = Manifest(
             kind="index",
             config=asdict(config),
             versions=library_versions(),
-            counts={"in": scanned.num_in, "kept": kept, "removed": 0, "dead": scanned.num_dead},
+            counts=counts,
             details=details,
             files=scanned.files + files,
         )
         output.finish(manifest)
+    summarize("index", config.output, manifest)
+    return manifest
+
+
+def summarize(verb: str, folder: str, manifest: Manifest) -> None:
+    """Tells what an index holds, and what its scores leave out."""
+    details = manifest.details
+    for line in details["approximations"]:
+        log.info("approximation: %s", line)
     weights = zip(details["fusion"]["signals"], details["fusion"]["weights"], strict=True)
     progress.summary(
-        "index",
+        verb,
         {
-            "folder": config.output,
+            "folder": folder,
             "records": manifest.counts["in"],
-            "indexed": kept,
-            "refused (dead_letters/)": scanned.num_dead,
+            "indexed": manifest.counts["kept"],
+            "refused (dead_letters/)": manifest.counts["dead"],
             "passages": details["bm25"]["num_passages"],
             "shards": len(details["shards"]),
             "fusion": ", ".join(f"{name} {weight:g}" for name, weight in weights),
             "approximations": "; ".join(details["approximations"]) or "none",
         },
     )
-    return manifest

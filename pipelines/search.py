@@ -30,10 +30,9 @@ from attribution.top_k import least_score, top_k
 from pipelines import progress, resources
 from pipelines.gradient import encode_passages, extractor_of, load_curvature, open_rows, recipe_of
 from pipelines.stage import Done, Shard, run_stage, total
-from pipelines.storage import STAGES, OutputFolder, exists, join, localize, read_bytes, verified
+from pipelines.storage import STAGES, OutputFolder, join, localize, read_bytes, verified
 from schemas.errors import ArtifactMismatch, ConfigError
 from schemas.facts import asked, text_query
-from schemas.manifest import MANIFEST
 from schemas.records import Fact
 from schemas.tables import CANDIDATES, parquet_bytes
 
@@ -193,7 +192,7 @@ def _gradient_queries(number: int, facts: list[Fact], out: Path, query: Query) -
     written, told = [f"{STAGES}/queries/gradient-{number}.npy", QUERY_MOMENTS.format(number)], {}
     moment.save(out / QUERY_MOMENTS.format(number))
     if curvature["kind"] == "mixed":
-        if exists(join(query.index, MANIFEST)):  # while the index is being made it has no such file
+        if "fusion" in query.details:  # while a generation of the index is being made it has no such file
             moment = moment.merge(load_curvature(query.index, row, "queries"))
         corpus = load_curvature(query.index, row, "corpus")
         matrices, told["lambda"] = mix(corpus, moment, curvature["share"])

@@ -36,6 +36,7 @@ from apache_beam.metrics.metric import Metrics
 from pipelines import progress
 from pipelines.runners import NAMESPACE, describe, make_pipeline, run_to_end
 from pipelines.storage import (
+    METRICS,
     STAGES,
     OutputFolder,
     exists,
@@ -51,7 +52,6 @@ from schemas.errors import ERRORS_BY_NAME, ProponentError
 from schemas.manifest import FileInfo
 
 log = logging.getLogger(__name__)
-METRICS = "metrics.json"
 _ONE_SHARD = threading.Lock()
 _job_of: WeakKeyDictionary[OutputFolder, str] = WeakKeyDictionary()
 _current = {"job": ""}

@@ -11,6 +11,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import shutil
 import socket
 import tempfile
@@ -32,7 +33,10 @@ from schemas.records import Proponent
 log = logging.getLogger(__name__)
 PLAN = "plan.json"
 STAGES = ".stages"
+METRICS = "metrics.json"
 TEMPORARY = ".tmp-"
+WORK_PLAN, CERTIFICATE = f"{STAGES}/{PLAN}", f"{STAGES}/certificate.json"
+GENERATION = re.compile(r"\.g\d+(?=\.|$)")
 FULL = (errno.ENOSPC, errno.EDQUOT)
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
@@ -197,6 +201,13 @@ def publish(source: Path, folder: str, name: str, rows: int) -> FileInfo:
     return FileInfo(name, rows, size, digest)
 
 
+def info_of(folder: str, name: str, rows: int) -> FileInfo:
+    """The description of a file that is there."""
+    path = join(folder, name)
+    size, modified = _version(path)
+    return FileInfo(name, rows, size, _sha256(path, size, modified))
+
+
 def read_manifest(folder: str, kind: Kind) -> Manifest:
     """The manifest of a finished folder; raises ConfigError for none, ArtifactMismatch for another kind or version."""
     path = join(folder, MANIFEST)
@@ -315,18 +326,20 @@ class OutputFolder:
         if self.path != self.final and not exists(plan_path):
             delete_tree(self.path)  # killed between its plan's end and its renaming: nothing to resume from
         if exists(plan_path):
-            found = json.loads(read_bytes(plan_path))
-            differing = sorted(k for k in self.plan.keys() | found.keys() if self.plan.get(k) != found.get(k))
-            if differing:
-                raise ConfigError(
-                    f"{self.path}: an unfinished job with another configuration is there, it differs in "
-                    f"{', '.join(differing)}; delete it, or run with the same configuration to resume"
-                )
+            self._refuse_other_plan(json.loads(read_bytes(plan_path)), self.path)
             log.info("resuming the unfinished job in %s", self.path)
             if exists(join(self.path, MANIFEST)):
                 FileSystems.delete([join(self.path, MANIFEST)])  # killed at the very end: it is written once more
         else:
             write_bytes(plan_path, json.dumps(self.plan, indent=1, sort_keys=True).encode())
+
+    def _refuse_other_plan(self, found: dict[str, Any], place: str) -> None:
+        differing = sorted(k for k in self.plan.keys() | found.keys() if self.plan.get(k) != found.get(k))
+        if differing:
+            raise ConfigError(
+                f"{place}: an unfinished job with another configuration is there, it differs in "
+                f"{', '.join(differing)}; delete it, or run with the same configuration to resume"
+            )
 
     def _holds_something_else(self) -> bool:
         if is_local(self.final):
@@ -339,10 +352,13 @@ class OutputFolder:
     ) -> None:
         with self._lock:
             if isinstance(error, ProponentError) and not isinstance(error, DiskFull):
-                delete_tree(self.path)
+                self._discard()
             elif error is not None:
                 self._refuse_full_disk(error)
                 log.error("stopped; what is finished stays in %s, the same command resumes from it", self.path)
+
+    def _discard(self) -> None:
+        delete_tree(self.path)
 
     def _refuse_full_disk(self, error: BaseException) -> None:
         """Raises DiskFull where that is what an error comes from."""
@@ -373,3 +389,97 @@ class OutputFolder:
                 os.rmdir(self.final)  # only an empty folder is let through at the start
             os.rename(self.path, self.final)
         return manifest
+
+
+def with_generation(name: str, generation: int) -> str:
+    """A file's name without its suffix, or a shard's, in a generation of its folder: `x`, later `x.g2`."""
+    stem = GENERATION.sub("", name)
+    return stem if generation == 1 else f"{stem}.g{generation}"
+
+
+def replace_files(old: list[FileInfo], new: list[FileInfo]) -> list[FileInfo]:
+    """The files of a folder's next generation: those of the last one that no new file is a version of, and the new."""
+    versions = {GENERATION.sub("", info.name) for info in new}
+    return [info for info in old if GENERATION.sub("", info.name) not in versions] + new
+
+
+class NextGeneration(OutputFolder):
+    """A finished folder that is changed where it lies: new files beside the old ones, then a manifest that lists them.
+
+    The manifest is what is true: replacing it is the commit, and a file that it does not list is what a killed job has
+    left. `settle` comes first, then `parent` (the sha256 of the manifest that the plan was made for) goes into the
+    plan. A ProponentError takes away what is new; after any other end the same job resumes.
+    """
+
+    def __init__(self, final: str, plan: dict[str, Any]):
+        super().__init__(final, plan)
+        self.path = self.final
+
+    def _open(self) -> None:
+        plan_path = join(self.path, WORK_PLAN)
+        if _manifest_sha256(self.path) != self.plan["parent"]:
+            raise ConfigError(f"{self.path}: expected no other job at it, found one that has just ended; run again")
+        if exists(plan_path):
+            self._refuse_other_plan(json.loads(read_bytes(plan_path)), join(self.path, STAGES))
+            log.info("resuming the unfinished job in %s", self.path)
+        else:
+            sweep(self.path)
+            write_bytes(plan_path, json.dumps(self.plan, indent=1, sort_keys=True).encode())
+
+    def _discard(self) -> None:
+        sweep(self.path)
+
+    def finish(self, manifest: Manifest) -> Manifest:
+        """Checks the counts, replaces the manifest, and deletes what the new one does not list."""
+        check_counts(manifest.counts)
+        write_bytes(join(self.path, MANIFEST), manifest.to_json())
+        _complete(self.path)
+        return manifest
+
+
+def _manifest_sha256(folder: str) -> str:
+    return hashlib.sha256(read_bytes(join(folder, MANIFEST))).hexdigest()
+
+
+def settle(folder: str) -> tuple[str, dict[str, Any] | None]:
+    """(the manifest's sha256, the plan of a job that was killed after its commit or None): what it left is done now."""
+    folder = absolute(folder).rstrip("/")
+    if not exists(join(folder, MANIFEST)):
+        return "", None
+    with output_lock(folder):
+        sha256 = _manifest_sha256(folder)
+        if exists(join(folder, WORK_PLAN)):
+            plan = json.loads(read_bytes(join(folder, WORK_PLAN)))
+            if plan["parent"] != sha256:
+                _complete(folder)
+                return sha256, plan
+    return sha256, None
+
+
+def _complete(folder: str) -> None:
+    """Ends a job that has replaced the manifest: deletes the old files, and puts what is for outside in its place."""
+    plan = json.loads(read_bytes(join(folder, WORK_PLAN)))
+    sweep(folder, keep_stages=True)
+    if plan.get("certificate") and exists(join(folder, CERTIFICATE)):
+        write_bytes(plan["certificate"], read_bytes(join(folder, CERTIFICATE)))
+    delete_tree(join(folder, STAGES))
+
+
+def sweep(folder: str, keep_stages: bool = False) -> None:
+    """Deletes every file of a finished folder that its manifest does not list, the stages' metrics left out."""
+    listed = {info.name for info in parse_manifest(read_bytes(join(folder, MANIFEST)), folder).files}
+    listed |= {MANIFEST, METRICS}
+    if not keep_stages:
+        delete_tree(join(folder, STAGES))
+    if is_local(folder):
+        found = [str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file()]
+    else:
+        objects = FileSystems.match([join(folder, "**")])[0].metadata_list
+        found = [metadata.path[len(folder) :].lstrip("/") for metadata in objects]
+    unlisted = [name for name in found if name not in listed and not name.startswith(f"{STAGES}/")]
+    if unlisted:
+        FileSystems.delete([join(folder, name) for name in unlisted])
+    if is_local(folder):
+        for place, _, _ in os.walk(folder, topdown=False):
+            if not os.listdir(place):
+                os.rmdir(place)
