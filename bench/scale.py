@@ -17,6 +17,7 @@ Each part runs in a process of its own, so that its peak of memory is its own:
 - `peak_rss_gib`: the highest of indexing and tracing with BM25 and vectors; `rss_ratio_to_tenth`: without vectors, at N
   passages over N / 10. `passages_per_second` by stage.
 - `beam_overhead`: seconds of the job without vectors over those of the same work in a bare loop, twice each, less 1.
+- `update_cost`: seconds of adding 1 % more passages with their vectors over those of the whole index.
 - `bm25_...`: 8 shards against one bm25s index (numpy backend) of the same tokens, one process each, top 100.
 - `dense_...`: the approximate index with exact scoring of what it proposes, the vectors read from their files,
   against exact search in memory (the faster of IndexFlatIP and a blocked product), in batches of 100 queries.
@@ -96,27 +97,29 @@ def noisy(u: np.ndarray, i: np.ndarray, j: np.ndarray, generator: np.random.Gene
 
 
 def make_corpus(room: Path, count: int) -> None:
-    """`corpus-N.parquet` of FILES files for N and a tenth of it, and `facts.jsonl`."""
+    """FILES Parquet files in `whole`, a tenth of each in `tenth`, 1 % more passages in `more`, and `facts.jsonl`."""
     generator, parts = np.random.default_rng(SEED), halves()
     u = sentence_vectors(parts, room)
     size = len(parts) if parts else SENTENCES
-    i, j = generator.integers(size, size=(2, count))
-    texts: list[str] | None = None if parts else zipf_texts(count, generator)
+    more = count // 100
+    i, j = generator.integers(size, size=(2, count + more))
+    texts: list[str] | None = None if parts else zipf_texts(count + more, generator)
 
     def text(n: int) -> str:
         return f"{parts[i[n]][0]} {parts[j[n]][1]}" if texts is None else texts[n]
 
-    cuts = np.linspace(0, count, FILES + 1).astype(int)
+    cuts = [*np.linspace(0, count, FILES + 1).astype(int), count + more]
     for number, (begin, end) in enumerate(itertools.pairwise(cuts)):
         rows = np.arange(begin, end)
         vectors = noisy(u, i[rows], j[rows], generator)
         ids = pa.array([f"p{n:09d}" for n in rows])
         column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), DIM)
         table = pa.table({"id": ids, "text": [text(n) for n in rows], "embedding": column})
-        for folder, kept in (("whole", len(rows)), ("tenth", len(rows) // 10)):
+        folders = [("whole", len(rows)), ("tenth", len(rows) // 10)] if number < FILES else [("more", len(rows))]
+        for folder, kept in folders:
             (room / folder).mkdir(exist_ok=True)
             pq.write_table(table.slice(0, kept), room / folder / f"part-{number}.parquet", row_group_size=10_000)
-    make_facts(room, text, i, j, u)
+    make_facts(room, text, i[:count], j[:count], u)
 
 
 def make_facts(room: Path, text: Callable[[int], str], i: np.ndarray, j: np.ndarray, u: np.ndarray) -> None:
@@ -150,7 +153,7 @@ def peak_gib() -> float:
 
 
 def index_and_trace(room: Path, corpus: str, dense: bool, how: list[str], job: str) -> dict[str, Any]:
-    """Indexes, or traces in the index that is there; seconds by stage and the peak of memory."""
+    """Indexes, or adds to and traces in the index that is there; seconds by stage and the peak of memory."""
     from pipelines import index, progress, stage, trace
     from pipelines.config import IndexConfig, TraceConfig
 
@@ -170,11 +173,13 @@ def index_and_trace(room: Path, corpus: str, dense: bool, how: list[str], job: s
     stage.run_pipeline = timed
     name = "-".join([corpus, "dense" if dense else "words", *how])
     start = time.perf_counter()
-    if job == "index":
-        field = "embedding" if dense else ""
-        index.run(
-            IndexConfig(corpus=f"{room}/{corpus}/*.parquet", output=str(room / name), embedding_field=field, quiet=True)
-        )
+    if job in ("index", "update"):
+        taken, field = "more" if job == "update" else corpus, "embedding" if dense else ""
+        config = IndexConfig(
+            corpus=f"{room}/{taken}/*.parquet", output=str(room / name), embedding_field=field, update=job == "update",
+            quiet=True,
+        )  # fmt: skip
+        index.run(config)
     else:
         output = str(room / f"rankings-{name}")
         trace.run(TraceConfig(index=str(room / name), facts=str(room / "facts.jsonl"), output=output, quiet=True))
@@ -380,6 +385,8 @@ def measure(room: Path, passages: int) -> Iterator[dict[str, Any]]:
         "passages_per_second": {name: rate for name, rate in rates.items() if not name.startswith("pseudo")},
     }
     yield run_job(room, "dense")
+    added = run_job(room, "update-whole-dense")
+    yield {"update_cost": round(added["seconds"] / built["seconds"], 4), "update_stages": added["stages"]}
     peaks = {}
     for corpus in ("tenth", "whole"):
         words = [run_job(room, f"{verb}-{corpus}-words") for verb in ("index", "trace")]
