@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from attribution.curvature import SecondMoment
@@ -34,29 +35,45 @@ from pipelines.storage import OutputFolder, exists, join, localize, verified
 from schemas.facts import text_query
 from schemas.manifest import FileInfo
 from schemas.records import Passage
+from schemas.tables import SAMPLE
 
 # A passage that holds this share of a pseudo-fact's words may state the same: it is no competitor in the fit.
 MAY_STATE_IT = 0.9
 
 
-def sample_passages(folder: str, shards: list[dict[str, Any]], seed: int, count: int) -> list[Passage]:
-    """A seeded sample of the whole corpus: no order and no shard has a say in it."""
-    chosen: list[tuple[bytes, int, int]] = []
-    for number, shard in enumerate(shards):
-        table = pq.read_table(_examples(folder, shard), columns=["example_id", "start"])
+def sample_places(
+    folder: str, shards: list[dict[str, Any]], seed: int, count: int, known: pa.Table | None = None
+) -> pa.Table:
+    """Where a seeded sample of the shards' passages stands (SAMPLE), in its order: no order of shards has a say in it.
+
+    `known` is that of other shards, which are not read again.
+    """
+    chosen = [tuple(row.values()) for row in known.to_pylist()] if known else []
+    for shard in shards:
+        table = pq.read_table(_examples(folder, shard["name"]), columns=["example_id", "start"])
         places = zip(table["example_id"].to_pylist(), table["start"].to_pylist(), strict=True)
-        keys = ((sample_key(seed, *place), number, row) for row, place in enumerate(places))
+        keys = ((sample_key(seed, *place), shard["name"], row) for row, place in enumerate(places))
         chosen = heapq.nsmallest(count, itertools.chain(chosen, keys))
-    passages = {}
-    for number in sorted({number for _, number, _ in chosen}):
-        rows = [row for _, other, row in chosen if other == number]
-        found = pq.read_table(_examples(folder, shards[number])).take(rows).to_pylist()
-        passages |= {(number, row): Passage(**fields) for row, fields in zip(rows, found, strict=True)}
-    return [passages[number, row] for _, number, row in chosen]
+    return pa.table([list(column) for column in zip(*chosen, strict=True)], schema=SAMPLE)
 
 
-def _examples(folder: str, shard: dict[str, Any]) -> str:
-    return verified(folder, f"examples/{shard['name']}.parquet")
+def sample_passages(folder: str, places: pa.Table) -> list[Passage]:
+    """The passages at the places of a sample."""
+    passages, chosen = {}, list(zip(places["shard"].to_pylist(), places["row"].to_pylist(), strict=True))
+    for name in sorted({name for name, _ in chosen}):
+        rows = [row for other, row in chosen if other == name]
+        found = pq.read_table(_examples(folder, name)).take(rows).to_pylist()
+        passages |= {(name, row): Passage(**fields) for row, fields in zip(rows, found, strict=True)}
+    return [passages[place] for place in chosen]
+
+
+def read_sample(folder: str, details: dict[str, Any], count: int) -> list[Passage]:
+    """The first `count` passages of the sample that an index keeps."""
+    return sample_passages(folder, pq.read_table(verified(folder, details["sample"])).slice(0, count))
+
+
+def _examples(folder: str, shard: str) -> str:
+    return verified(folder, f"examples/{shard}.parquet")
 
 
 def fit_fusion(
@@ -68,7 +85,7 @@ def fit_fusion(
     """
     read_statistics.cache_clear()  # this folder may have held another index before
     statistics = statistics_of(Query(output.path, details, "auto", top_k=100))
-    passages = sample_passages(output.path, details["shards"], config.seed, 2 * config.num_pseudo_facts)
+    passages = read_sample(output.path, details, 2 * config.num_pseudo_facts)
     # A chat's text holds names of roles, which nobody asks for.
     facts = make_pseudo_facts([passage for passage in passages if not passage.parts], statistics.idf, config.seed)
     if "gradient" in details["signals"]:

@@ -31,7 +31,7 @@ from pipelines import progress, resources
 from pipelines.config import IndexConfig
 from pipelines.corpus import CorpusFormat, Scan, base_folder, list_corpus, read_records, scan, with_vectors_of
 from pipelines.estimate import estimate
-from pipelines.fit import fit_fusion, sample_passages
+from pipelines.fit import fit_fusion, read_sample, sample_places
 from pipelines.gradient import CURVATURE_SAMPLE, MOMENT_SAMPLE, describe_checkpoints, make_features
 from pipelines.stage import Done, Shard, all_files, library_versions, log_runner, run_stage, total
 from pipelines.storage import (
@@ -341,6 +341,7 @@ def work_all(
     details["shards"] = [*details["shards"], *new]
     details["passages"]["split_documents"] += total(read, "split")
     specs = [Shard(shard["name"], shard) for shard in new]
+    files.append(write_sample(output, details, new, config, generation))
 
     records = run_stage("bm25", specs, partial(bm25_shard, config=config), output, beam_args)
     recorded, before = details["bm25"], None
@@ -376,6 +377,17 @@ def write_statistics(
     return kept
 
 
+def write_sample(
+    output: OutputFolder, details: dict[str, Any], new: list[dict[str, Any]], config: IndexConfig, generation: int
+) -> FileInfo:
+    """Writes the places of the sample that stands for the corpus: of the `new` shards and of what `details` names."""
+    known = pq.read_table(verified(output.path, details["sample"])) if "sample" in details else None
+    count = max(CURVATURE_SAMPLE, 2 * config.num_pseudo_facts)
+    places = sample_places(output.path, new, config.seed, count, known)
+    details["sample"] = f"{with_generation('sample', generation)}.parquet"
+    return output.write(details["sample"], parquet_bytes(places), len(places))
+
+
 def gradient_sample(folder: str, details: dict[str, Any], generation: int) -> list[tuple[str, str]]:
     """The passages (text, parts) that stand for the corpus where second moments are taken of a sample; else none."""
     recorded = details["gradient"]
@@ -383,7 +395,7 @@ def gradient_sample(folder: str, details: dict[str, Any], generation: int) -> li
     if not estimated and recorded["feature_dtype"] != "none":
         return []
     size = CURVATURE_SAMPLE if recorded["feature_dtype"] == "none" else MOMENT_SAMPLE
-    return [(p.text, p.parts) for p in sample_passages(folder, details["shards"], recorded["recipe"]["seed"], size)]
+    return [(p.text, p.parts) for p in read_sample(folder, details, size)]
 
 
 def describe_signals(config: IndexConfig, format: CorpusFormat) -> dict[str, Any]:

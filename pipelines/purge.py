@@ -26,7 +26,7 @@ from attribution import dense
 from attribution.feature_rows import copy_rows
 from pipelines import progress
 from pipelines.config import PurgeConfig
-from pipelines.fit import fit_fusion, sample_passages
+from pipelines.fit import fit_fusion, sample_passages, sample_places
 from pipelines.gradient import MOMENT_SAMPLE, curvature_of_rows, make_features
 from pipelines.index import (
     approximate_index,
@@ -35,6 +35,7 @@ from pipelines.index import (
     gradient_sample,
     merge_statistics,
     npy_bytes,
+    write_sample,
     write_statistics,
 )
 from pipelines.stage import Done, Shard, all_files, library_versions, log_runner, run_stage
@@ -241,8 +242,8 @@ def _moments_held(details: dict[str, Any], folder: str, ids: set[str]) -> bool:
     for row in details.get("gradient", {}).get("checkpoints", []):
         if row["optimizer_correction"] == "estimate":
             shards = [shard for shard in details["shards"] if shard["since"] <= row["moments_of"]]
-            sample = sample_passages(folder, shards, details["gradient"]["recipe"]["seed"], MOMENT_SAMPLE)
-            if ids & {passage.example_id for passage in sample}:
+            places = sample_places(folder, shards, details["gradient"]["recipe"]["seed"], MOMENT_SAMPLE)
+            if ids & {passage.example_id for passage in sample_passages(folder, places)}:
                 return True
     return False
 
@@ -331,13 +332,15 @@ def run(config: PurgeConfig, beam_args: tuple[str, ...] = ()) -> Manifest:
         work = partial(purge_shard, details=old.details, copied=stored and not anew)
         files = all_files(run_stage("purge", specs, work, output, beam_args))
         files += all_files(run_stage("bm25", specs, partial(bm25_shard, config=settings), output, beam_args))
+        details.pop("sample")  # rows have moved, and what came after the last place of the old one is not known
+        files.append(write_sample(output, details, details["shards"], settings, generation))
         length = old.details["bm25"]["total_length"] - _lengths(folder, sorted(changed))
         length += _lengths(folder, [spec.name for spec in specs])
         statistics = merge_statistics(folder, details["shards"], length)
         files.append(write_statistics(statistics, details, output, generation))
         in_shard = re.compile("[/-](" + "|".join(re.escape(name) for name in sorted(changed)) + r")(?=[./])")
         shards = {i.name for i in old.files if in_shard.search(i.name) and not i.name.startswith(("ids/", "dead_"))}
-        gone = shards | {old.details["bm25"]["statistics"]}
+        gone = shards | {old.details["bm25"]["statistics"], old.details["sample"]}
 
         if "gradient" in details:
             everything = [Shard(shard["name"], shard) for shard in details["shards"]]

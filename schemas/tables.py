@@ -33,6 +33,8 @@ CANDIDATES = _schema(
     start=pa.int64(),
     signal_scores=pa.list_(pa.float64()),
 )
+# Where the passages of a seeded sample stand, smallest key first; an index keeps it, so that an update reads no old id.
+SAMPLE = _schema(key=pa.binary(), shard=pa.string(), row=pa.int64())
 RANKINGS = _schema(
     fact_id=pa.string(),
     rank=pa.int64(),

@@ -14,6 +14,7 @@ import pytest
 from attribution import dense
 from attribution.bm25 import word_tokenizer
 from attribution.feature_rows import RowReader
+from attribution.pseudo_facts import sample_key
 from pipelines import index, purge, storage, trace, update
 from pipelines.__main__ import main
 from pipelines.config import IndexConfig, PurgeConfig, TraceConfig
@@ -67,7 +68,9 @@ def decode(folder: Path) -> dict[str, list[bytes]]:
     held: dict[str, list[bytes]] = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         name, found = str(path.relative_to(folder)), [path.read_bytes()]
-        if path.suffix == ".parquet":
+        if path.name.startswith("sample"):
+            found += pq.read_table(path)["key"].to_pylist()
+        elif path.suffix == ".parquet":
             found += [json.dumps(row, ensure_ascii=False).encode() for row in pq.read_table(path).to_pylist()]
         elif path.suffix == ".arrow":
             found += [f"term {term}.".encode() for term in pa.ipc.open_file(str(path)).read_all()["term"].to_pylist()]
@@ -98,13 +101,14 @@ def traces_of_planted(folder: Path) -> dict[str, list[bytes]]:
         "text": [b"Quillfeather", b"zanzibar7"],
         "term": [f"term {term}.".encode() for term in terms],
         "id hash": [hashlib.blake2b(row["id"].encode(), digest_size=16).digest() for row in PLANTED],
-        "span": [], "vector": [], "feature": [], "norm": [],
+        "sample key": [], "span": [], "vector": [], "feature": [], "norm": [],
     }  # fmt: skip
     for path in sorted((folder / "examples").iterdir()):
         rows = pq.read_table(path).to_pylist()
         for number, row in enumerate(rows):
             if row["source"] != "secret":
                 continue
+            kinds["sample key"].append(sample_key(0, row["example_id"], row["start"]))
             kinds["span"].append(json.dumps(row, ensure_ascii=False).encode())
             kinds["vector"].append(
                 dense.ShardVectors(str(folder / "dense" / f"{path.stem}.faiss")).vectors[number].tobytes()
