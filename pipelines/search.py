@@ -159,7 +159,7 @@ def _dense_queries(facts: list[Fact], out: Path, query: Query) -> Done:
             proposed = []
             for start in range(0, len(vectors), FACTS_PER_BLOCK):
                 block = vectors[start : start + FACTS_PER_BLOCK]
-                proposed.append(index.propose(block, query.top_k))
+                proposed.append(np.sort(index.propose(block, query.top_k), axis=1))  # a shard's are then neighbours
                 advance(len(proposed[-1]))
         np.save(out / STAGES / "queries" / "proposed.npy", np.concatenate(proposed))
         written.append(f"{STAGES}/queries/proposed.npy")
@@ -251,7 +251,7 @@ class _ShardScorer:
             self._queries = _load_queries(folder, "dense")
             # What is proposed may all be filtered out, so a filter asks all vectors.
             if "approximate" in query.details["dense"] and matching is None:
-                self._proposed = _load_queries(folder, "proposed")
+                self._proposed = np.asarray(_load_queries(folder, "proposed"))
 
     def _variants(self, number: int) -> slice:
         return slice(self.first[number], self.first[number + 1])
@@ -324,8 +324,11 @@ class _ShardScorer:
             found = [self.postings.candidates(words, self.query.top_k) for words in self._words(number)[0]]
             return found[0] if len(found) == 1 else np.unique(np.concatenate(found))
         if signal == "dense" and self._proposed is not None:
-            rows = np.unique(self._proposed[self._variants(number)]) - self.offset
-            return rows[(rows >= 0) & (rows < self.rows)]
+            ends = (self.offset, self.offset + self.rows)
+            found = [
+                ids[slice(*np.searchsorted(ids, ends))] - self.offset for ids in self._proposed[self._variants(number)]
+            ]
+            return found[0] if len(found) == 1 else np.unique(np.concatenate(found))
         return np.arange(self.rows)
 
     def scores_at(self, signal: str, number: int, rows: np.ndarray) -> np.ndarray:
@@ -439,7 +442,7 @@ def merge_block(query: Query, folder: str, number: int, num_facts: int) -> Itera
     kept: list[tuple[int, pa.Table, np.ndarray]] = []
     for start in range(0, len(names), SHARDS_AT_ONCE):
         tables = [pq.read_table(localize(name)) for name in names[start : start + SHARDS_AT_ONCE]]
-        kept = _best_of(query, pa.concat_tables([table for _, table, _ in kept] + tables))
+        kept = _best_of(query, pa.concat_tables([table for _, table, _ in kept] + tables).combine_chunks())
     by_fact = {fact: (table, scores) for fact, table, scores in kept}
     nothing = (CANDIDATES.empty_table(), np.empty((0, len(query.signals))))
     block = fact_blocks(num_facts)[number]

@@ -4,13 +4,13 @@ index + facts -> search (queries, score)  -> rank (a shard: a block of facts) ->
 """
 
 import logging
+import tempfile
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines import progress, resources
@@ -27,7 +27,17 @@ from pipelines.search import (
     tokenizer_of,
 )
 from pipelines.stage import Done, Shard, library_versions, log_runner, run_stage, total
-from pipelines.storage import STAGES, OutputFolder, absolute, join, localize, read_bytes, read_manifest
+from pipelines.storage import (
+    STAGES,
+    OutputFolder,
+    absolute,
+    is_local,
+    join,
+    localize,
+    publish,
+    read_bytes,
+    read_manifest,
+)
 from schemas.errors import ConfigError
 from schemas.facts import asked, parse_facts, text_query
 from schemas.manifest import FileInfo, Manifest, require_match
@@ -88,18 +98,19 @@ def rank_block(spec: dict[str, Any], folder: str, out: Path, query: Query, exact
 
 
 def _join_parts(output: OutputFolder, blocks: int, rows: int) -> list[FileInfo]:
-    """The blocks' parts as one file a format."""
+    """The blocks' parts as one file a format, one part in memory at a time."""
     names = [join(output.path, PARTS, f"{block:05d}") for block in range(blocks)]
-    files = [
-        output.write(f"rankings{end}", data, data.count(b"\n"))
-        for end in (".jsonl", ".trec")
-        for data in [b"".join(read_bytes(name + end) for name in names)]
-    ]
-    sink = pa.BufferOutputStream()
-    with pq.ParquetWriter(sink, RANKINGS, compression="zstd") as writer:
-        for name in names:
-            writer.write_table(pq.read_table(localize(name + ".parquet"), schema=RANKINGS))
-    return [*files, output.write("rankings.parquet", sink.getvalue().to_pybytes(), rows)]
+    files = []
+    with tempfile.TemporaryDirectory(dir=join(output.path, STAGES) if is_local(output.path) else None) as place:
+        joined = Path(place) / "joined"
+        for end in (".jsonl", ".trec"):
+            with open(joined, "wb") as sink:
+                sink.writelines(read_bytes(name + end) for name in names)
+            files.append(publish(joined, output.path, f"rankings{end}", rows))
+        with pq.ParquetWriter(joined, RANKINGS, compression="zstd") as writer:
+            for name in names:
+                writer.write_table(pq.read_table(localize(name + ".parquet"), schema=RANKINGS))
+        return [*files, publish(joined, output.path, "rankings.parquet", rows)]
 
 
 def run(config: TraceConfig, beam_args: tuple[str, ...] = ()) -> Manifest:
