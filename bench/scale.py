@@ -17,7 +17,8 @@ Each part runs in a process of its own, so that its peak of memory is its own:
 - `peak_rss_gib`: the highest of indexing and tracing with BM25 and vectors; `rss_ratio_to_tenth`: without vectors, at N
   passages over N / 10. `passages_per_second` by stage.
 - `beam_overhead`: seconds of the job without vectors over those of the same work in a bare loop, twice each, less 1.
-- `update_cost`: seconds of adding 1 % more passages with their vectors over those of the whole index.
+- `update_cost`: seconds of adding 1 % more passages with their vectors over those of the whole index;
+  `update_recall_at_10` of the approximate index after it, `rebuild_recall_at_10` of one that was made of all at once.
 - `bm25_...`: 8 shards against one bm25s index (numpy backend) of the same tokens, one process each, top 100.
 - `dense_...`: the approximate index with exact scoring of what it proposes, the vectors read from their files,
   against exact search in memory (the faster of IndexFlatIP and a blocked product), in batches of 100 queries.
@@ -28,6 +29,7 @@ import argparse
 import gzip
 import itertools
 import json
+import os
 import random
 import subprocess
 import sys
@@ -35,6 +37,7 @@ import tempfile
 import time
 import unicodedata
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -276,7 +279,7 @@ def bm25_errors(room: Path) -> dict[str, Any]:
     return {"bm25_max_score_error": float(error), "bm25_top100_not_in_theirs": other}
 
 
-def dense_search(room: Path) -> dict[str, Any]:
+def dense_search(room: Path, name: str) -> dict[str, Any]:
     """The index's approximate search against exact ones, in batches, on vectors held in memory."""
     import faiss
     import torch
@@ -286,7 +289,7 @@ def dense_search(room: Path) -> dict[str, Any]:
     from pipelines.storage import read_manifest
     from schemas.facts import parse_facts
 
-    folder, threads = room / "whole-dense", torch.get_num_threads()
+    folder, threads = room / f"{name}-dense", torch.get_num_threads()
     details = read_manifest(str(folder), "index").details
     shards = [dense.ShardVectors(str(folder / "dense" / f"{s['name']}.faiss")) for s in details["shards"]]
     facts = parse_facts((room / "facts.jsonl").read_bytes(), "facts.jsonl")
@@ -350,7 +353,12 @@ def dense_search(room: Path) -> dict[str, Any]:
     }
 
 
-JOBS = {"bm25-ours": ours_bm25, "bm25-theirs": theirs_bm25, "dense": dense_search}
+JOBS = {
+    "bm25-ours": ours_bm25,
+    "bm25-theirs": theirs_bm25,
+    "dense-whole": partial(dense_search, name="whole"),
+    "dense-all": partial(dense_search, name="all"),
+}
 
 
 def run_job(room: Path, job: str) -> dict[str, Any]:
@@ -384,9 +392,19 @@ def measure(room: Path, passages: int) -> Iterator[dict[str, Any]]:
         "trace_seconds": round(traced["seconds"], 1),
         "passages_per_second": {name: rate for name, rate in rates.items() if not name.startswith("pseudo")},
     }
-    yield run_job(room, "dense")
+    found = run_job(room, "dense-whole")
+    yield found
     added = run_job(room, "update-whole-dense")
     yield {"update_cost": round(added["seconds"] / built["seconds"], 4), "update_stages": added["stages"]}
+    if found["dense_search"] != "exact":
+        updated = run_job(room, "dense-whole")
+        (room / "all").mkdir()
+        for path in [*(room / "whole").iterdir(), *(room / "more").iterdir()]:
+            os.link(path, room / "all" / path.name)
+        run_job(room, "index-all-dense")
+        rebuilt = run_job(room, "dense-all")
+        recalls = {"update": updated["dense_recall_at_10"], "rebuild": rebuilt["dense_recall_at_10"]}
+        yield {f"{name}_recall_at_10": value for name, value in recalls.items()}
     peaks = {}
     for corpus in ("tenth", "whole"):
         words = [run_job(room, f"{verb}-{corpus}-words") for verb in ("index", "trace")]
