@@ -8,10 +8,13 @@ filled in parts of up to `PART` vectors, in parallel; a search goes through the 
 needs more memory than a part.
 
 8-bit codes of the same size were 9 times slower, took 20 times the training and found less (400,000 vectors of 384
-numbers, docs/log.md).
+numbers, docs/log.md). With 4 bits for 4 numbers a query's best 10 needed 3,000 proposals, for 3 numbers 1,000 (a
+million vectors).
 """
 
+import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import faiss
 import numpy as np
@@ -20,10 +23,13 @@ APPROXIMATE_FROM = 200_000
 PART = 2**20  # vectors: 60 MB at 384 dimensions
 PER_LIST = 64  # training vectors; FAISS asks for 39 at least
 SAMPLE = 2**18  # vectors to train on at most: 400 MB at 384 dimensions
-SUBVECTOR = 4  # numbers that 4 bits stand for: 1/32 of float32
-PROPOSED = 1000  # passages a query at least
-OVERFETCHES = (10, 30, 100, 300)  # times as many as asked for, the first that suffices
-MIN_RECALL = 0.94  # that nprobe and the overfetch are chosen for, on vectors of the corpus; facts found 0.01 more
+SUBVECTOR = 3  # numbers that 4 bits stand for: 1/24 of float32
+NEIGHBOURS = 100  # of each vector that the recall is measured on
+TOPS = (10, NEIGHBOURS)  # sizes of the answers that it is tuned for
+MOST = 10_000  # passages proposed a query at most
+MIN_RECALL = 0.95  # of the exact best 10 of vectors of the corpus, themselves left out; facts find some 0.01 more
+LOST_BY_CODES = 0.005  # of that, at most, by proposing few
+LESS = 0.01  # by which the recall may fall as an index grows before it is tuned anew
 
 
 def build_index(vectors: np.ndarray, ids: np.ndarray) -> bytes:
@@ -48,6 +54,18 @@ class ShardVectors:
         index = faiss.read_index(path, faiss.IO_FLAG_MMAP_IFC)
         self.ids = faiss.vector_to_array(index.id_map)
         self.vectors = np.asarray(_Mapped(index))
+        self._flat = faiss.downcast_index(index.index)
+
+    def products(self, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """`[queries, n]` inner products of each query with its own `rows` `[queries, n]`, which are read in place.
+
+        A row of -1 has -inf. A pair's product is the same beside any others.
+        """
+        queries, rows = np.ascontiguousarray(queries, np.float32), np.ascontiguousarray(rows, np.int64)
+        found = np.empty(rows.shape, np.float32)
+        pointers = [faiss.swig_ptr(array) for array in (queries, found, rows)]
+        self._flat.compute_distance_subset(len(queries), pointers[0], rows.shape[1], *pointers[1:])
+        return found
 
 
 class _Mapped:
@@ -91,14 +109,25 @@ def fill(trained: bytes, shards: Iterable[tuple[np.ndarray, np.ndarray]]) -> byt
     return faiss.serialize_index(index).tobytes()
 
 
+@dataclass(frozen=True)
+class Setting:
+    """How an approximate index is asked: `nprobe` lists are visited, and `proposed` passages for each size of TOPS."""
+
+    nprobe: int
+    proposed: tuple[int, int]
+
+    def proposals(self, k: int) -> int:
+        """How many passages to propose for the best k: between and beyond TOPS a power of k, at least k."""
+        low, high = self.proposed
+        power = math.log(max(high, low) / low) / math.log(TOPS[1] / TOPS[0])
+        return max(k, math.ceil(low * max(1.0, k / TOPS[0]) ** power))
+
+
 class Approximate:
-    """The parts of the index, opened one after another for each search; one is held at a time.
+    """The parts of the index, opened one after another for each search; one is held at a time."""
 
-    `nprobe` lists of each are visited, and `overfetch` times as many passages proposed as are asked for.
-    """
-
-    def __init__(self, parts: list[str], nprobe: int, overfetch: int):
-        self.parts, self.nprobe, self.overfetch = parts, nprobe, overfetch
+    def __init__(self, parts: list[str], setting: Setting):
+        self.parts, self.setting = parts, setting
         self._open: tuple[str, faiss.Index] | None = None
 
     def _part(self, path: str) -> faiss.Index:
@@ -108,8 +137,8 @@ class Approximate:
         return self._open[1]
 
     def propose(self, queries: np.ndarray, k: int) -> np.ndarray:
-        """`[queries, at least k * overfetch]` ids of passages to score exactly, -1 where the lists held fewer."""
-        return self.search(queries, max(PROPOSED, k * self.overfetch))
+        """`[queries, setting.proposals(k)]` ids of passages to score exactly, -1 where the lists held fewer."""
+        return self.search(queries, self.setting.proposals(k))
 
     def search(self, queries: np.ndarray, count: int) -> np.ndarray:
         """`[queries, count]` ids by the codes' scores, best first, -1 where the lists visited held fewer."""
@@ -117,31 +146,45 @@ class Approximate:
         scores, ids = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
         for part in self.parts:
             index = self._part(part)
-            index.nprobe = self.nprobe
+            index.nprobe = self.setting.nprobe
             found = index.search(queries, count)
             scores, ids = np.concatenate([scores, found[0]], axis=1), np.concatenate([ids, found[1]], axis=1)
-            best = np.argsort(-scores, axis=1, kind="stable")[:, :count]
-            scores, ids = np.take_along_axis(scores, best, 1), np.take_along_axis(ids, best, 1)
+            if len(self.parts) > 1:
+                best = np.argsort(-scores, axis=1, kind="stable")[:, :count]
+                scores, ids = np.take_along_axis(scores, best, 1), np.take_along_axis(ids, best, 1)
         return ids
 
 
-def tune(parts: list[str], lists: int, queries: np.ndarray, exact: np.ndarray) -> tuple[Approximate, float]:
-    """(the index that visits and proposes as few as give MIN_RECALL of `exact` `[queries, k]`, its recall).
+def _steps(least: int, most: int) -> list[int]:
+    """Numbers from `least` to `most`, each 2^(1/3) of the last."""
+    steps = [least]
+    while steps[-1] < most:
+        steps.append(min(most, max(steps[-1] + 1, round(steps[-1] * 2 ** (1 / 3)))))
+    return steps
 
-    The best that was seen, where none gives it.
+
+def tune(parts: list[str], lists: int, queries: np.ndarray, exact: np.ndarray) -> Setting:
+    """The setting that visits as few lists as give MIN_RECALL of the `exact` best 10 `[queries, NEIGHBOURS]`, and
+    proposes as few passages as lose LOST_BY_CODES of that; all lists, where no fewer give it.
     """
-    best, highest = Approximate(parts, lists, OVERFETCHES[-1]), -1.0
-    for overfetch in OVERFETCHES:
-        nprobe = 4
-        while nprobe < lists:
-            nprobe = min(2 * nprobe, lists)
-            index = Approximate(parts, nprobe, overfetch)
-            found = recall(index.search(queries, exact.shape[1] * overfetch), exact)
-            if found > highest:
-                best, highest = index, found
-            if found >= MIN_RECALL:
-                return index, found
-    return best, highest
+    count = max(MOST, NEIGHBOURS)
+    for nprobe in _steps(min(8, lists), lists):
+        index = Approximate(parts, Setting(nprobe, (count, count)))
+        found = index.search(queries, count)
+        if recall(found, exact[:, : TOPS[0]]) >= MIN_RECALL + LOST_BY_CODES:
+            break
+    proposed = []
+    for k in TOPS:
+        wanted = recall(found, exact[:, :k]) - LOST_BY_CODES
+        enough = (n for n in _steps(2 * k, count) if recall(found[:, :n], exact[:, :k]) >= wanted)
+        proposed.append(next(enough))
+    return Setting(nprobe, (proposed[0], proposed[1]))
+
+
+def measure(index: Approximate, queries: np.ndarray, exact: np.ndarray) -> tuple[float, ...]:
+    """For each size of TOPS the recall of what the index proposes of the `exact` best `[queries, NEIGHBOURS]`."""
+    found = index.search(queries, max(map(index.setting.proposals, TOPS)))
+    return tuple(recall(found[:, : index.setting.proposals(k)], exact[:, :k]) for k in TOPS)
 
 
 def shape_of(trained: bytes) -> tuple[int, int]:

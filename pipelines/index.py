@@ -187,27 +187,48 @@ def parts_of(shards: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     return groups
 
 
-def _vectors_at(folder: str, shards: list[dict[str, Any]], numbers: np.ndarray) -> np.ndarray:
-    """Vectors `[len(numbers), dim]` of passages by their sorted numbers in the corpus, one shard after another."""
-    found, begin = [], 0
+def _ids_at(shards: list[dict[str, Any]], numbers: np.ndarray) -> np.ndarray:
+    """The ids of passages by their sorted numbers in the corpus; they differ where a purge has left gaps."""
+    begins = np.cumsum([0] + [shard["rows"] for shard in shards])
+    held = np.searchsorted(begins, numbers, side="right") - 1
+    return np.array([shard["offset"] for shard in shards])[held] + numbers - begins[held]
+
+
+def _vectors_of(folder: str, shards: list[dict[str, Any]], ids: np.ndarray) -> np.ndarray:
+    """Vectors `[len(ids), dim]` of passages by their sorted ids, one shard after another."""
+    found = []
     for shard in shards:
-        rows = numbers[(numbers >= begin) & (numbers < begin + shard["rows"])] - begin
-        begin += shard["rows"]
+        rows = ids[(ids >= shard["offset"]) & (ids < shard["offset"] + shard["rows"])] - shard["offset"]
         if len(rows):
             found.append(_vectors(folder, shard).vectors[rows])
     return np.concatenate(found)
 
 
-def _exact_best(folder: str, shards: list[dict[str, Any]], queries: np.ndarray, k: int) -> np.ndarray:
-    """`[queries, k]` ids of the highest products over all shards."""
-    scores, best = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
+def _asked(folder: str, shards: list[dict[str, Any]], ids: np.ndarray) -> np.ndarray:
+    """Rows `[len(ids)]` of passages with their vectors, whose nearest are not known yet."""
+    vectors = _vectors_of(folder, shards, ids)
+    kinds = [("id", "<i8"), ("vector", "<f4", vectors.shape[1])]
+    kinds += [("nearest", "<i8", dense.NEIGHBOURS), ("score", "<f4", dense.NEIGHBOURS)]
+    rows = np.zeros(len(ids), kinds)
+    rows["id"], rows["vector"], rows["nearest"], rows["score"] = ids, vectors, -1, -np.inf
+    return rows
+
+
+def _with_nearest(folder: str, shards: list[dict[str, Any]], asked: np.ndarray) -> np.ndarray:
+    """The rows of `_asked` with the nearest among those that they have and the shards' vectors, themselves left out."""
+    ids, scores = asked["nearest"], asked["score"]
     for shard in shards:
         found = _vectors(folder, shard)
-        scores = np.concatenate([scores, queries @ found.vectors.T], axis=1)
-        best = np.concatenate([best, np.broadcast_to(found.ids, (len(queries), len(found.ids)))], axis=1)
-        kept = np.argpartition(-scores, min(k, scores.shape[1]) - 1, axis=1)[:, :k]
-        scores, best = np.take_along_axis(scores, kept, 1), np.take_along_axis(best, kept, 1)
-    return best
+        here = asked["vector"] @ found.vectors.T
+        here[asked["id"][:, None] == found.ids] = -np.inf
+        ids = np.concatenate([ids, np.broadcast_to(found.ids, here.shape)], axis=1)
+        scores = np.concatenate([scores, here], axis=1)
+        best = np.argpartition(-scores, dense.NEIGHBOURS - 1, axis=1)[:, : dense.NEIGHBOURS]
+        ids, scores = np.take_along_axis(ids, best, 1), np.take_along_axis(scores, best, 1)
+    order = np.lexsort((ids, -scores), axis=1)
+    asked = asked.copy()
+    asked["nearest"], asked["score"] = np.take_along_axis(ids, order, 1), np.take_along_axis(scores, order, 1)
+    return asked
 
 
 def approximate_index(
@@ -216,29 +237,30 @@ def approximate_index(
     """Trains the approximate dense index on a sample, or takes the one that is there, fills what parts are missing and
     measures its recall. Returns the files that are new.
 
-    How many lists it visits and passages it proposes is chosen for a recall on vectors of the corpus itself.
+    How many lists it visits and passages it proposes is chosen for a recall on vectors of the corpus itself. Their
+    nearest are kept, so that an index that grows compares them with its new vectors alone.
     """
     shards, count, folder = details["shards"], details["bm25"]["num_passages"], output.path
     generator = np.random.default_rng(seed)
-    numbers = np.sort(generator.choice(count, dense.sample_size(count), replace=False))
-    asked = np.sort(generator.choice(count, min(count, RECALL_QUERIES), replace=False))
+    sample = _ids_at(shards, np.sort(generator.choice(count, dense.sample_size(count), replace=False)))
+    measured = _ids_at(shards, np.sort(generator.choice(count, RECALL_QUERIES, replace=False)))
     recorded, files = details["dense"].get("approximate"), []
     if recorded is None:
         recorded = {"trained": f"dense/{with_generation('trained', generation)}.faiss", "parts": []}
-        recorded |= {"sample": f"dense/{with_generation('sample', generation)}.npy", "trained_on": len(numbers)}
-        with progress.bar("dense, training the approximate index", len(numbers), "vectors") as advance:
+        recorded |= {"sample": f"dense/{with_generation('sample', generation)}.npy", "trained_on": len(sample)}
+        with progress.bar("dense, training the approximate index", len(sample), "vectors") as advance:
             if not exists(join(folder, recorded["trained"])):
-                write_bytes(join(folder, recorded["trained"]), dense.train(_vectors_at(folder, shards, numbers), seed))
-            advance(len(numbers))
+                write_bytes(join(folder, recorded["trained"]), dense.train(_vectors_of(folder, shards, sample), seed))
+            advance(len(sample))
         files = [info_of(folder, recorded["trained"], 0)]
-        files.append(output.write(recorded["sample"], npy_bytes(_ids_at(shards, numbers)), len(numbers)))
+        files.append(output.write(recorded["sample"], npy_bytes(sample), len(sample)))
         recorded["of"] = count
     held = {name for part in recorded["parts"] for name in part["shards"]}
-    groups = parts_of([shard for shard in shards if shard["name"] not in held])
+    new = [shard for shard in shards if shard["name"] not in held]
     first = 1 + max([int(re.search(r"approximate-(\d+)", part["file"])[1]) for part in recorded["parts"]], default=-1)
     specs = [
         Shard(name, {"name": name, "shards": group, "trained": recorded["trained"]})
-        for number, group in enumerate(groups, start=first)
+        for number, group in enumerate(parts_of(new), start=first)
         for name in [with_generation(f"approximate-{number:05d}", generation)]
         if group
     ]
@@ -246,27 +268,27 @@ def approximate_index(
     for spec, record in zip(specs, records, strict=True):
         names = [shard["name"] for shard in spec.spec["shards"]]
         recorded["parts"] = [*recorded["parts"], {"file": record.files[0].name, "shards": names}]
-    queries = _vectors_at(folder, shards, asked)
-    exact = _exact_best(folder, shards, queries, 10)
+    if "neighbours" in recorded:
+        asked = np.load(verified(folder, recorded["neighbours"]))
+    else:
+        new, asked = shards, _asked(folder, shards, measured)
+    asked = _with_nearest(folder, new, asked)
+    queries, nearest = asked["vector"], asked["nearest"]
+    recorded["neighbours"] = f"dense/{with_generation('neighbours', generation)}.npy"
+    files.append(output.write(recorded["neighbours"], npy_bytes(asked), len(asked)))
     lists, code_bytes = dense.shape_of(read_bytes(verified(folder, recorded["trained"])))
     names = [part["file"] for part in recorded["parts"]]
-    index, found = dense.tune([verified(folder, name) for name in names], lists, queries, exact)
-    details["dense"]["search"] = "approximate"
-    details["dense"]["approximate"] = recorded | {
-        "files": names,
-        "kind": f"IVF{lists},PQ{2 * (code_bytes - 8)}x4fs",
-        "nprobe": index.nprobe,
-        "overfetch": index.overfetch,
-        "recall_at_10": round(found, 4),
-        "bytes_per_vector": code_bytes,
-    }
+    recorded |= {"files": names, "kind": f"IVF{lists},PQ{2 * (code_bytes - 8)}x4fs", "bytes_per_vector": code_bytes}
+    details["dense"] |= {"search": "approximate", "approximate": recorded}
+    setting = dense.Setting(recorded["nprobe"], tuple(recorded["proposed"])) if "nprobe" in recorded else None
+    paths = [verified(folder, name) for name in names]
+    found = dense.measure(dense.Approximate(paths, setting), queries, nearest) if setting else (0.0,)
+    if found[0] < dense.MIN_RECALL - dense.LESS:
+        setting = dense.tune(paths, lists, queries, nearest)
+        found = dense.measure(dense.Approximate(paths, setting), queries, nearest)
+    recorded |= {"nprobe": setting.nprobe, "proposed": list(setting.proposed)}
+    recorded |= {f"recall_at_{k}": round(value, 4) for k, value in zip(dense.TOPS, found, strict=True)}
     return files + all_files(records)
-
-
-def _ids_at(shards: list[dict[str, Any]], numbers: np.ndarray) -> np.ndarray:
-    """The ids of passages by their numbers in the corpus; they differ where a purge has left gaps."""
-    ids = [np.arange(shard["offset"], shard["offset"] + shard["rows"]) for shard in shards]
-    return np.concatenate(ids)[numbers]
 
 
 def npy_bytes(array: np.ndarray) -> bytes:

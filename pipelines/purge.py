@@ -233,6 +233,7 @@ def _approximate(
         names = {shard["name"] for shard in details["shards"]}
         recorded["parts"] = [part for part in recorded["parts"] if names.issuperset(part["shards"])]
         recorded["sample"] = f"dense/{with_generation('sample', generation)}.npy"
+        recorded.pop("neighbours")  # of the sample that they are of, some may be gone
         files = [output.write(recorded["sample"], npy_bytes(moved), len(moved))]
     return files + approximate_index(details, seed, output, beam_args, generation)
 
@@ -363,7 +364,8 @@ def run(config: PurgeConfig, beam_args: tuple[str, ...] = ()) -> Manifest:
             recorded = copy.deepcopy(details["dense"]["approximate"])
             files += _approximate(details, before, rows_of, settings.seed, output, beam_args)
             now = details["dense"].get("approximate", {"files": []})
-            gone |= {recorded["sample"], *recorded["files"], recorded["trained"]} - {*now["files"], now.get("trained")}
+            gone |= {recorded["sample"], recorded["neighbours"], recorded["trained"], *recorded["files"]}
+            gone -= {now.get("trained"), *now["files"]}
         details["fusion"], fitted = fit_fusion(output, details, settings, beam_args)
         details["approximations"] = approximations(details)
         counts = {"documents": len(found), "passages": count}

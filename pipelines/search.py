@@ -170,7 +170,7 @@ def open_approximate(index: str, recorded: dict[str, Any]) -> dense.Approximate:
     """The index's approximate dense index."""
     found = recorded["approximate"]
     parts = [verified(index, name) for name in found["files"]]
-    return dense.Approximate(parts, found["nprobe"], found["overfetch"])
+    return dense.Approximate(parts, dense.Setting(found["nprobe"], tuple(found["proposed"])))
 
 
 def _gradient_queries(number: int, facts: list[Fact], out: Path, query: Query) -> Done:
@@ -338,7 +338,8 @@ class _ShardScorer:
             found = [self.postings.scores_at(words, rows) for words in queries]
             return (found[0] if len(found) == 1 else np.max(found, axis=0)) / divisor
         if signal == "dense" and self._proposed is not None:
-            scores = np.asarray(self._queries[self._variants(number)]) @ self._dense.vectors[rows].T
+            queries = np.asarray(self._queries[self._variants(number)])
+            scores = self._dense.products(queries, np.broadcast_to(rows, (len(queries), len(rows))))
             return combine(scores, [self.facts[number]])[0].astype(np.float64)
         return self._vector_scores[signal][number - self._begin, rows].astype(np.float64)
 

@@ -52,5 +52,5 @@ def test_a_million_empty_documents_are_a_million_dead_letters(tmp_path):
     peak = index_of(tmp_path / "c.jsonl", tmp_path / "index", "--max_dead_fraction", "1")
     manifest = read_manifest(str(tmp_path / "index"), "index")
     assert manifest.counts == {"in": 1_000_001, "kept": 1, "removed": 0, "dead": 1_000_000}
-    assert sum(1 for _ in open(tmp_path / "index/dead_letters/00000.jsonl")) == 1_000_000
+    assert (tmp_path / "index/dead_letters/00000.jsonl").read_bytes().count(b"\n") == 1_000_000
     assert peak < 0.1
