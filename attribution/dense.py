@@ -64,7 +64,8 @@ class ShardVectors:
         queries, rows = np.ascontiguousarray(queries, np.float32), np.ascontiguousarray(rows, np.int64)
         found = np.empty(rows.shape, np.float32)
         pointers = [faiss.swig_ptr(array) for array in (queries, found, rows)]
-        self._flat.compute_distance_subset(len(queries), pointers[0], rows.shape[1], *pointers[1:])
+        if rows.size:  # FAISS refuses none
+            self._flat.compute_distance_subset(len(queries), pointers[0], rows.shape[1], *pointers[1:])
         return found
 
 

@@ -6,11 +6,15 @@ import numpy as np
 import pytest
 
 from attribution.dense import (
+    LOST_BY_CODES,
     MIN_RECALL,
+    NEIGHBOURS,
     Approximate,
+    Setting,
     ShardVectors,
     build_index,
     fill,
+    measure,
     recall,
     sample_size,
     shape_of,
@@ -52,6 +56,18 @@ def test_product_with_the_stored_vectors_is_the_exact_inner_product(tmp_path):
     np.testing.assert_allclose(vectors[:3] @ found.vectors.T, brute, rtol=1e-5, atol=1e-6)
 
 
+def test_a_query_has_its_products_with_rows_of_its_own(tmp_path):
+    vectors = unit_rows(30)
+    found = ShardVectors(written(build_index(vectors, np.arange(30)), tmp_path))
+    rows = np.array([[3, -1, 29], [0, 3, -1]])
+    products = found.products(vectors[[5, 7]].astype(np.float64), rows)
+    brute = [[float(vectors[5] @ vectors[3]), -np.inf, float(vectors[5] @ vectors[29])]]
+    brute.append([float(vectors[7] @ vectors[0]), float(vectors[7] @ vectors[3]), -np.inf])
+    np.testing.assert_allclose(products, brute, rtol=1e-5, atol=1e-6)
+    assert found.products(vectors[[7]], rows[1:, 1:2])[0, 0] == products[1, 1]
+    assert found.products(vectors[:2], np.empty((2, 0))).shape == (2, 0)
+
+
 def test_doubles_and_strided_rows_are_stored_as_the_same_floats(tmp_path):
     vectors = np.asfortranarray(unit_rows(10)[::2].astype(np.float64))
     found = ShardVectors(written(build_index(vectors, np.arange(5, dtype=np.int32)), tmp_path))
@@ -75,14 +91,19 @@ def test_a_row_that_is_not_of_unit_norm_is_refused_with_the_norms_found(factor, 
         build_index(vectors, np.arange(3))
 
 
+def code_bytes(dim: int) -> int:
+    """Half a byte for every 3 numbers, or the most of a divisor of `dim` above."""
+    return {16: 2, 32: 4}[dim]
+
+
 def approximate_over(vectors: np.ndarray, cuts: list[int], folder, ids: np.ndarray, nprobe: int) -> Approximate:
     trained = train(vectors[:: max(1, len(vectors) // 640)], seed=0)
-    assert shape_of(trained) == (len(vectors[:: max(1, len(vectors) // 640)]) // 64, vectors.shape[1] // 8 + 8)
+    assert shape_of(trained) == (len(vectors[:: max(1, len(vectors) // 640)]) // 64, code_bytes(vectors.shape[1]) + 8)
     files = []
     for number, pair in enumerate(zip(np.split(vectors, cuts), np.split(ids, cuts), strict=True)):
         (folder / f"{number}.faiss").write_bytes(fill(trained, [pair]))
         files.append(str(folder / f"{number}.faiss"))
-    return Approximate(files, nprobe, overfetch=2)
+    return Approximate(files, Setting(nprobe, (1000, 3000)))
 
 
 def test_the_parts_propose_the_exact_best_under_their_ids(tmp_path):
@@ -130,14 +151,25 @@ def test_the_sample_grows_with_the_corpus_up_to_its_limit():
 def test_tuning_visits_and_proposes_no_more_than_the_recall_needs(tmp_path):
     vectors, ids = unit_rows(2000, 16), np.arange(2000)
     parts = approximate_over(vectors, [900], tmp_path, ids, 1).parts
-    exact = np.argsort(-(vectors[:50] @ vectors.T), axis=1)[:, :10]
-    index, found = tune(parts, 10, vectors[:50], exact)
-    assert found >= MIN_RECALL and found == recall(index.search(vectors[:50], 10 * index.overfetch), exact)
-    less = Approximate(parts, max(1, index.nprobe // 2), index.overfetch)
-    assert recall(less.search(vectors[:50], 10 * index.overfetch), exact) < MIN_RECALL
-    assert index.propose(vectors[:3], 1).shape == (3, 1000)
-    _, found = tune(parts, 10, vectors[:50], exact + 5000)
-    assert found == 0.0
+    exact = np.argsort(-(vectors[:50] @ vectors.T), axis=1)[:, 1 : NEIGHBOURS + 1]
+    setting = tune(parts, 10, vectors[:50], exact)
+    found = measure(Approximate(parts, setting), vectors[:50], exact)
+    assert found[0] >= MIN_RECALL and 10 < setting.proposed[0] < setting.proposed[1] < 2000
+    everything = Approximate(parts, Setting(setting.nprobe, (2000, 2000))).search(vectors[:50], 2000)
+    for value, k in zip(found, (10, NEIGHBOURS), strict=True):
+        assert value >= recall(everything, exact[:, :k]) - LOST_BY_CODES
+    fewer = Setting(setting.nprobe, (setting.proposed[0] // 2, setting.proposed[1] // 2))
+    assert all(a < b for a, b in zip(measure(Approximate(parts, fewer), vectors[:50], exact), found, strict=True))
+    less = Approximate(parts, Setting(int(setting.nprobe / 1.5), (2000, 2000))).search(vectors[:50], 2000)
+    assert recall(less, exact[:, :10]) < MIN_RECALL + LOST_BY_CODES
+    assert tune(parts, 10, vectors[:50], exact + 5000).nprobe == 10
+
+
+def test_as_many_are_proposed_as_a_power_of_the_answers_size_through_both_measured_ones():
+    setting = Setting(8, (100, 400))
+    assert setting.proposals(10) == 100 and setting.proposals(100) == 400
+    assert setting.proposals(1000) == 1600 and setting.proposals(1) == 100
+    assert Setting(8, (100, 100)).proposals(5000) == 5000
 
 
 def test_recall_is_the_mean_share_of_the_exact_best():
