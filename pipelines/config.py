@@ -162,14 +162,16 @@ class IndexConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TraceConfig:
-    """Rank the passages behind each fact by every signal of the index and by their fusion."""
+    """Rank the passages behind each fact, or each audit request, by every signal of the index and by their fusion."""
 
     index: str
     """Folder of the index."""
-    facts: str
-    """JSONL of facts: prompt + target, subject + relation + object (with a template), or sentence + explain."""
     output: str
     """Folder for the rankings."""
+    facts: str = ""
+    """JSONL of facts: prompt + target, subject + relation + object (with a template), or sentence + explain."""
+    requests: str = ""
+    """Audit requests (.jsonl or .yaml) in place of facts; the model is asked first whether it says what they say."""
     top_k: int = 100
     """Candidates kept a fact from each signal; all signals' scores are given for all of them."""
     rerank: int = 0
@@ -184,6 +186,8 @@ class TraceConfig:
     """No progress bars and no summary."""
 
     def __post_init__(self) -> None:
+        given = ", ".join(filter(None, (self.facts, self.requests)))
+        _require(bool(self.facts) != bool(self.requests), "facts", "either facts or --requests", given)
         _require(self.top_k >= 1, "top_k", "at least 1", self.top_k)
         _require(self.rerank >= 0, "rerank", "0 or more", self.rerank)
         given = not self.where or self.where.partition("=")[0] in ("source", "file")

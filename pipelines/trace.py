@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from pipelines import progress, resources
 from pipelines.config import TraceConfig
+from pipelines.requests import REQUESTS, AskedRequest, ask_model, read_requests, requests_to_jsonl
 from pipelines.rerank import EXACT, fused_order, read_exact, rerank, reranked
 from pipelines.search import (
     Query,
@@ -43,6 +44,7 @@ from schemas.facts import asked, parse_facts, text_query
 from schemas.manifest import FileInfo, Manifest, require_match
 from schemas.rankings import rankings_to_jsonl, rankings_to_table, rankings_to_trec
 from schemas.records import Proponent
+from schemas.requests import AuditRequest, facts_of
 from schemas.tables import RANKINGS
 
 log = logging.getLogger(__name__)
@@ -113,10 +115,28 @@ def _join_parts(output: OutputFolder, blocks: int, rows: int) -> list[FileInfo]:
         return [*files, publish(joined, output.path, "rankings.parquet", rows)]
 
 
+def _ask(requests: list[AuditRequest], details: dict[str, Any]) -> list[AskedRequest]:
+    """What the index's last checkpoint says to the requests' prompts; unasked where it has none that continues text."""
+    rows = [row for row in details.get("gradient", {}).get("checkpoints", []) if row["kind"] == "causal"]
+    asked = ask_model(
+        requests, resources.checkpoint(rows[-1]["path"]) if rows else None, rows[-1]["path"] if rows else ""
+    )
+    for request in asked:
+        if request.said_by_model is False:
+            log.warning("request %s: the model does not say any of its outputs by itself", request.request.request_id)
+    if not rows:
+        log.warning("requests: the index has no causal checkpoint, so no model was asked whether it says what they say")
+    return asked
+
+
 def run(config: TraceConfig, beam_args: tuple[str, ...] = ()) -> Manifest:
     """Writes the rankings to `config.output`. Raises ConfigError, or ArtifactMismatch for an index of another model."""
     index = read_manifest(config.index, "index")
-    facts = parse_facts(read_bytes(config.facts), config.facts)
+    given, asked_for = config.facts or config.requests, read_requests(config.requests) if config.requests else []
+    if config.requests:
+        facts = [fact for request in asked_for for fact in facts_of(request)]
+    else:
+        facts = parse_facts(read_bytes(config.facts), config.facts)
     for fact in facts:
         text_query(fact, config.text_query)  # refuses before anything is written
     recorded = index.details["bm25"]
@@ -141,7 +161,7 @@ def run(config: TraceConfig, beam_args: tuple[str, ...] = ()) -> Manifest:
         for fact in facts:
             if len(fact.embedding) != index.details["dense"]["dim"]:
                 raise ConfigError(
-                    f"{config.facts}: fact {fact.id!r}: expected an 'embedding' of {index.details['dense']['dim']} "
+                    f"{given}: fact {fact.id!r}: expected an 'embedding' of {index.details['dense']['dim']} "
                     f"numbers, as the index was made of the corpus' own vectors, found {len(fact.embedding)}; give "
                     "one made by their encoder, or index with --encoder as well"
                 )
@@ -151,8 +171,7 @@ def run(config: TraceConfig, beam_args: tuple[str, ...] = ()) -> Manifest:
         for variant in asked(fact) if "gradient" not in query.signals else ():
             if not tokenize(variant.target):
                 raise ConfigError(
-                    f"{config.facts}: fact {fact.id!r}: the target {variant.target!r} has no token; give a target with "
-                    "words"
+                    f"{given}: fact {fact.id!r}: the target {variant.target!r} has no token; give a target with words"
                 )
     log_runner(beam_args)
     plan = asdict(config) | {"facts_rows": [fact.to_row() for fact in facts], "index_details": index.details}
@@ -161,6 +180,10 @@ def run(config: TraceConfig, beam_args: tuple[str, ...] = ()) -> Manifest:
         search(query, facts, output, beam_args, stage="")
         if config.rerank:
             rerank(query, len(facts), output, beam_args, config.rerank)
+        files = []
+        if asked_for:
+            told = requests_to_jsonl(_ask(asked_for, index.details))
+            files.append(output.write(REQUESTS, told, len(asked_for)))
         blocks = fact_blocks(len(facts))
         shards = [Shard(f"{number:05d}", {"block": number}) for number in range(len(blocks))]
         records = run_stage("rank", shards, partial(rank_block, query=query, exactly=config.rerank), output, beam_args)
@@ -178,9 +201,10 @@ def run(config: TraceConfig, beam_args: tuple[str, ...] = ()) -> Manifest:
                 "fusion": index.details["fusion"],
                 "proponents": proponents,
                 "fact_ids": [fact.id for fact in facts],
+                "requests": [request.request_id for request in asked_for],
                 "approximations": index.details["approximations"],
             },
-            files=_join_parts(output, len(blocks), proponents),
+            files=[*files, *_join_parts(output, len(blocks), proponents)],
         )
         output.finish(manifest)
     progress.summary(
