@@ -9,8 +9,8 @@
         propose: remove
     otherwise: review
 
-A rule holds where all its conditions do; `labels` asks for one of those that it names. Nothing is removed by a proposal:
-that takes an approval, a person's or that of a policy which says `approve: true` and so names itself.
+A rule holds where all its conditions do; `labels` asks for one of those that it names. Nothing is removed by a
+proposal: that takes an approval, a person's or that of a policy which says `approve: true` and so names itself.
 """
 
 from collections.abc import Sequence
@@ -118,7 +118,7 @@ def _proposal(value: Any, place: str) -> Proposal:
 
 
 def policy_from_row(row: Any) -> Policy:
-    """The policy in a parsed file. Raises ValueError naming the key or value that is wrong, with the nearest right one."""
+    """The policy in a parsed file. Raises ValueError naming the key or value that is wrong, and the nearest right one."""
     if not isinstance(row, dict):
         raise ValueError(f"expected a mapping with {', '.join(KEYS)}, found {type(row).__name__}")
     refuse_unknown_keys(row, KEYS, "a policy")
