@@ -87,6 +87,8 @@ def rank_block(spec: dict[str, Any], folder: str, out: Path, query: Query, exact
                         sha256=passage["sha256"],
                         coverage=max(statistics.coverage(w, tokenize(passage["text"])) for w in asked_words),
                         tokens=tuple((begin, end, share) for begin, end, share in more.get("tokens", ())),
+                        file=passage["file"],
+                        row=passage["row"],
                     )
                 )
             advance(1)

@@ -118,7 +118,7 @@ def _proposal(value: Any, place: str) -> Proposal:
 
 
 def policy_from_row(row: Any) -> Policy:
-    """The policy in a parsed file. Raises ValueError naming the key or value that is wrong, and the nearest right one."""
+    """The policy in a parsed file. Raises ValueError naming what is wrong in it, and the nearest right one."""
     if not isinstance(row, dict):
         raise ValueError(f"expected a mapping with {', '.join(KEYS)}, found {type(row).__name__}")
     refuse_unknown_keys(row, KEYS, "a policy")

@@ -115,7 +115,7 @@ class Proponent:
 
     `coverage` is the share of the text query's word weight (idf) that the passage holds, 0 to 1: the evidence that
     `flag` asks a minimum of. `tokens` are (start, end, share) of the passage's tokens where the exact gradient was
-    taken: the shares sum to the signal `gradient_exact`.
+    taken: the shares sum to the signal `gradient_exact`. `file` and `row` are where the example stands in the corpus.
     """
 
     fact_id: str
@@ -130,6 +130,8 @@ class Proponent:
     sha256: str
     coverage: float = 0.0
     tokens: tuple[tuple[int, int, float], ...] = ()
+    file: str = ""
+    row: int = 0
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> Self:

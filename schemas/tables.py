@@ -48,6 +48,8 @@ RANKINGS = _schema(
     sha256=pa.string(),
     coverage=pa.float64(),
     tokens=pa.list_(pa.struct([("start", pa.int64()), ("end", pa.int64()), ("share", pa.float64())])),
+    file=pa.string(),
+    row=pa.int64(),
 )
 
 
