@@ -45,6 +45,8 @@ def gather(asked: AskedRequest, rankings: dict[str, list[Proponent]], max_per_fa
     is best for.
     """
     names = [fact.id for fact in facts_of(asked.request)]
+    together = rankings.get(names[0], [])
+    of_all, ranks_of_all = {(p.example_id, p.start): p for p in together}, _ranks(together)
     chosen: dict[tuple[str, int], tuple[Proponent, dict[str, int]]] = {}
     places: dict[tuple[str, int], list[dict[str, Any]]] = {}
     coverage: dict[tuple[str, int], float] = {}
@@ -53,7 +55,8 @@ def gather(asked: AskedRequest, rankings: dict[str, list[Proponent]], max_per_fa
         ranks = _ranks(ranking)
         for proponent in best_per_example(ranking)[:max_per_fact]:
             key = (proponent.example_id, proponent.start)
-            chosen.setdefault(key, (proponent, ranks[key]))
+            if key not in chosen:
+                chosen[key] = (of_all.get(key, proponent), ranks_of_all.get(key, ranks[key]))
             if len(places.setdefault(key, [])) < FACTS_TOLD:
                 places[key].append({"fact_id": name, "rank": proponent.rank, "score": proponent.score})
             coverage[key] = max(coverage.get(key, 0.0), proponent.coverage)
@@ -77,10 +80,11 @@ def propose(asked: AskedRequest, row: dict[str, Any], policy: Policy) -> dict[st
         asked.request.category, asked.said_by_model, row["rank"], row["score"], row["coverage"],
         row["longest_overlap"], labels,
     )  # fmt: skip
-    action, rule = policy.propose(found)
+    action, rule, named = policy.propose(found)
     spans: list[list[int]] = []
     if action == "redact":
-        marked = sorted(span for label in row["labels"] for span in label["spans"])
+        pairs = zip(labels, row["labels"], strict=True)
+        marked = sorted(span for pair, label in pairs if pair in named for span in label["spans"])
         for start, end in marked:
             if spans and start <= spans[-1][1]:
                 spans[-1][1] = max(end, spans[-1][1])

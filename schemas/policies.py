@@ -52,16 +52,21 @@ class Rule:
             "category": lambda wanted: found.category in wanted,
             "said": lambda wanted: found.said is wanted,
             "rank": lambda most: found.rank <= most,
-            "labels": lambda wanted: any(
-                fnmatchcase(name, pattern) and score >= least
-                for name, score in found.labels
-                for pattern, least in wanted.items()
-            ),
+            "labels": lambda _: bool(self.named(found)),
         }
         return all(
             tests[name](wanted) if name in tests else getattr(found, name) >= wanted
             for name, wanted in self.when.items()
         )
+
+    def named(self, found: Found) -> list[tuple[str, float]]:
+        """The passage's labels that the rule asks for."""
+        wanted = self.when.get("labels", {}).items()
+        return [
+            (name, score)
+            for name, score in found.labels
+            if any(fnmatchcase(name, pattern) and score >= least for pattern, least in wanted)
+        ]
 
     def told(self) -> str:
         return ", ".join(f"{name} {wanted}" for name, wanted in self.when.items()) or "always"
@@ -76,12 +81,12 @@ class Policy:
     otherwise: Proposal = "review"
     approve: bool = False
 
-    def propose(self, found: Found) -> tuple[Proposal, str]:
-        """(what is proposed, the rule that says so)."""
+    def propose(self, found: Found) -> tuple[Proposal, str, list[tuple[str, float]]]:
+        """(what is proposed, the rule that says so, the labels that it asks for)."""
         for number, rule in enumerate(self.rules, start=1):
             if rule.holds(found):
-                return rule.propose, f"{self.name}, rule {number}: {rule.told()}"
-        return self.otherwise, f"{self.name}: no rule holds"
+                return rule.propose, f"{self.name}, rule {number}: {rule.told()}", rule.named(found)
+        return self.otherwise, f"{self.name}: no rule holds", []
 
 
 def _number(value: Any, place: str) -> float:
