@@ -33,7 +33,7 @@ def test_rows_survive_parquet(row, schema):
 
 def test_a_map_column_keeps_its_pairs_in_order():
     row = {name: 0 for name in RANKINGS.names} | {
-        name: "" for name in ("fact_id", "example_id", "text", "source", "sha256")
+        name: "" for name in ("fact_id", "example_id", "text", "source", "sha256", "file")
     }
     row |= {"signals": {"bm25": 2.0, "a": -1.0}, "tokens": []}
     back = read(parquet_bytes(to_table([row], RANKINGS))).to_pylist()[0]
