@@ -3,15 +3,17 @@
 requests + their rankings -> gather -> near-duplicates over the index -> labels of scorers -> a policy's proposals
 """
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from attribution.evidence import content_words, matching_words, overlap
 from pipelines.requests import AskedRequest
 from schemas.policies import Found, Policy
 from schemas.rankings import best_per_example
-from schemas.records import Proponent
+from schemas.records import Proponent, Removal
 from schemas.requests import facts_of
 
+STRENGTH = {"keep": 0, "review": 1, "redact": 2, "remove": 3}
 FACTS_TOLD = 100  # of a request that holds many prompts: the passage's place is told for so many at most
 
 
@@ -70,6 +72,30 @@ def gather(asked: AskedRequest, rankings: dict[str, list[Proponent]], max_per_fa
     return sorted(rows, key=lambda row: (-row["score"], row["example_id"], row["start"]))
 
 
+def with_duplicates(
+    rows: list[dict[str, Any]], groups: dict[str, str], matches: list[dict[str, Any]], asked: AskedRequest
+) -> list[dict[str, Any]]:
+    """One request's rows with their groups, and a row for each document of the corpus that is a near-duplicate of one.
+
+    A copy that was not found itself has the rank and score of what it is a copy of, and no signals of its own.
+    """
+    found = {row["example_id"]: row for row in reversed(rows)}  # of a document its best passage
+    added: dict[str, dict[str, Any]] = {}
+    for match in matches:
+        seed, example_id = found.get(match["seed"]), match["example_id"]
+        if seed is None or example_id in found:
+            continue
+        if example_id in added and added[example_id]["similarity"] >= match["similarity"]:
+            continue
+        row = {name: match[name] for name in ("example_id", "start", "end", "text", "source", "file", "row", "sha256")}
+        row |= {"request_id": seed["request_id"], "rank": seed["rank"], "score": seed["score"], "signals": {}}
+        row |= {"ranks": {}, "coverage": seed["coverage"], "tokens": [], "facts": [], "labels": []}
+        row |= {"duplicate_of": match["seed"], "similarity": match["similarity"]}
+        added[example_id] = row | evidence_of(asked, match["text"])
+    every = [*rows, *(added[example_id] for example_id in sorted(added))]
+    return [row | {"group": groups.get(row["example_id"], "")} for row in every]
+
+
 def propose(asked: AskedRequest, row: dict[str, Any], policy: Policy) -> dict[str, Any]:
     """What the policy proposes for a passage, with the spans that a redaction takes: those of the labels it names.
 
@@ -81,15 +107,83 @@ def propose(asked: AskedRequest, row: dict[str, Any], policy: Policy) -> dict[st
         row["longest_overlap"], labels,
     )  # fmt: skip
     action, rule, named = policy.propose(found)
-    spans: list[list[int]] = []
+    spans: tuple[tuple[int, int], ...] = ()
     if action == "redact":
         pairs = zip(labels, row["labels"], strict=True)
-        marked = sorted(span for pair, label in pairs if pair in named for span in label["spans"])
-        for start, end in marked:
-            if spans and start <= spans[-1][1]:
-                spans[-1][1] = max(end, spans[-1][1])
-            else:
-                spans.append([start, end])
+        spans = joined(span for pair, label in pairs if pair in named for span in label["spans"])
         if not spans:
             return {"action": "review", "spans": [], "rule": f"{rule}; no scorer says which part to redact"}
-    return {"action": action, "spans": spans, "rule": rule}
+    return {"action": action, "spans": [list(span) for span in spans], "rule": rule}
+
+
+def propose_all(rows: list[dict[str, Any]], asked: AskedRequest, policy: Policy) -> list[dict[str, Any]]:
+    """One request's rows with their proposals; near-duplicates stand or fall together, so the strongest one's is all's.
+
+    What is to be redacted differs in each copy: one without spans of its own goes to a person.
+    """
+    own = [row | {"proposal": propose(asked, row, policy)} for row in rows]
+    strongest: dict[str, dict[str, Any]] = {}
+    for row in own:
+        if row["group"]:
+            best = strongest.setdefault(row["group"], row)
+            if STRENGTH[row["proposal"]["action"]] > STRENGTH[best["proposal"]["action"]]:
+                strongest[row["group"]] = row
+    return [_with_group(row, strongest.get(row["group"], row)) for row in own]
+
+
+def _with_group(row: dict[str, Any], strongest: dict[str, Any]) -> dict[str, Any]:
+    action = strongest["proposal"]["action"]
+    if row["proposal"]["action"] == action:
+        return row
+    if action == "redact":
+        action = "review"
+    rule = f"with {strongest['example_id']}, which it is a near-duplicate of: {strongest['proposal']['rule']}"
+    return row | {"proposal": {"action": action, "spans": [], "rule": rule}}
+
+
+def removals_of(rows: Iterable[dict[str, Any]]) -> list[Removal]:
+    """One proposal a document, by id: the strongest of its passages, and of the requests that found it.
+
+    Redactions of several passages are one, in characters of the document. What is proposed to be kept is none.
+    """
+    of_document: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["proposal"]["action"] != "keep":
+            of_document.setdefault(row["example_id"], []).append(row)
+    removals = []
+    for example_id, found in sorted(of_document.items()):
+        strongest = max(found, key=lambda row: STRENGTH[row["proposal"]["action"]])
+        action = "redact" if strongest["proposal"]["action"] == "redact" else "remove"
+        moved = ([row["start"] + start, row["start"] + end] for row in found for start, end in row["proposal"]["spans"])
+        requests = dict.fromkeys(row["request_id"] for row in found)
+        judged = "to be judged: " if strongest["proposal"]["action"] == "review" else ""
+        removals.append(
+            Removal(
+                example_id=example_id,
+                sha256=strongest["sha256"],
+                decision="proposed",
+                reason=f"{judged}{strongest['proposal']['rule']} ({', '.join(requests)})",
+                action=action,
+                spans=joined(moved) if action == "redact" else (),
+                fact_ids=tuple(dict.fromkeys(place["fact_id"] for row in found for place in row["facts"])),
+                request_ids=tuple(requests),
+                group=strongest["group"],
+                evidence=tuple(
+                    {name: row[name] for name in ("request_id", "rank", "score", "coverage", "signals")}
+                    for row in found
+                ),
+                text=strongest["text"],
+            )
+        )
+    return removals
+
+
+def joined(spans: Iterable[Sequence[int]]) -> tuple[tuple[int, int], ...]:
+    """Spans in order, those that touch or overlap made one."""
+    found: list[tuple[int, int]] = []
+    for start, end in sorted(spans):
+        if found and start <= found[-1][1]:
+            found[-1] = (found[-1][0], max(end, found[-1][1]))
+        else:
+            found.append((start, end))
+    return tuple(found)
