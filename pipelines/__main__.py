@@ -21,7 +21,7 @@ VERBS = {
     "evaluate": configs.EvaluateConfig,
     "demo": configs.DemoConfig,
 }
-BEAM_VERBS = ("index", "trace", "clean", "purge")
+BEAM_VERBS = ("index", "trace", "flag", "clean", "purge")
 
 
 def usage() -> str:

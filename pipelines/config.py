@@ -196,7 +196,7 @@ class TraceConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FlagConfig:
-    """Propose removals from rankings, and as many random examples as a control."""
+    """Propose removals from rankings of facts or audit requests, and as many random examples as a control."""
 
     rankings: str
     """Folder that `trace` wrote."""
@@ -206,6 +206,12 @@ class FlagConfig:
     """Most examples proposed for one fact."""
     min_coverage: float = 0.9
     """Least evidence: the share of the query's word weight (idf) that the passage must hold, 0 to 1."""
+    policy: str = ""
+    """Of audit requests: a YAML file that says what to propose by category, scores and labels (default: built in)."""
+    scorers: tuple[str, ...] = ()
+    """Of audit requests: pii, secrets, hf:MODEL or python:MODULE:FUNCTION, each with @THRESHOLD; they label passages."""
+    duplicates: float = 0.5
+    """Of audit requests: least similarity of near-duplicates, which stand or fall together; 0 looks for none."""
     approve: Literal["none", "all"] = "none"
     """`all` approves every proposal; otherwise a person sets `decision` in removals.jsonl to approved or rejected."""
     by: str = ""

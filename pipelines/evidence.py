@@ -10,9 +10,11 @@ from attribution.evidence import content_words, matching_words, overlap
 from pipelines.requests import AskedRequest
 from schemas.policies import Found, Policy
 from schemas.rankings import best_per_example
-from schemas.records import Proponent, Removal
+from schemas.records import Passage, Proponent, Removal
 from schemas.requests import facts_of
 
+EVIDENCE = "evidence.jsonl"
+TO_BE_JUDGED = "to be judged: "
 STRENGTH = {"keep": 0, "review": 1, "redact": 2, "remove": 3}
 FACTS_TOLD = 100  # of a request that holds many prompts: the passage's place is told for so many at most
 
@@ -70,6 +72,12 @@ def gather(asked: AskedRequest, rankings: dict[str, list[Proponent]], max_per_fa
         row |= {"tokens": [list(token) for token in p.tokens], "facts": places[key], "labels": []}
         rows.append(row | evidence_of(asked, p.text))
     return sorted(rows, key=lambda row: (-row["score"], row["example_id"], row["start"]))
+
+
+def passage_of(row: dict[str, Any]) -> Passage:
+    """The passage of a row, as a scorer is given it."""
+    names = ("example_id", "start", "end", "text", "source", "sha256", "file", "row")
+    return Passage(**{name: row[name] for name in names})
 
 
 def with_duplicates(
@@ -156,7 +164,7 @@ def removals_of(rows: Iterable[dict[str, Any]]) -> list[Removal]:
         action = "redact" if strongest["proposal"]["action"] == "redact" else "remove"
         moved = ([row["start"] + start, row["start"] + end] for row in found for start, end in row["proposal"]["spans"])
         requests = dict.fromkeys(row["request_id"] for row in found)
-        judged = "to be judged: " if strongest["proposal"]["action"] == "review" else ""
+        judged = TO_BE_JUDGED if strongest["proposal"]["action"] == "review" else ""
         removals.append(
             Removal(
                 example_id=example_id,
