@@ -169,11 +169,20 @@ def tune(parts: list[str], lists: int, queries: np.ndarray, exact: np.ndarray) -
     proposes as few passages as lose LOST_BY_CODES of that; all lists, where no fewer give it.
     """
     count = max(MOST, NEIGHBOURS)
-    for nprobe in _steps(min(8, lists), lists):
-        index = Approximate(parts, Setting(nprobe, (count, count)))
-        found = index.search(queries, count)
-        if recall(found, exact[:, : TOPS[0]]) >= MIN_RECALL + LOST_BY_CODES:
-            break
+
+    def search(nprobe: int) -> tuple[np.ndarray, bool]:
+        found = Approximate(parts, Setting(nprobe, (count, count))).search(queries, count)
+        return found, recall(found, exact[:, : TOPS[0]]) >= MIN_RECALL + LOST_BY_CODES
+
+    low, nprobe = 1, min(8, lists)
+    found, enough = search(nprobe)
+    while not enough and nprobe < lists:
+        low, nprobe = nprobe, min(2 * nprobe, lists)
+        found, enough = search(nprobe)
+    for _ in range(2 if enough else 0):  # to a quarter of an octave: a search of all lists takes seconds
+        middle = round(math.sqrt(low * nprobe))
+        here, suffices = search(middle)
+        low, nprobe, found = (low, middle, here) if suffices else (middle, nprobe, found)
     proposed = []
     for k in TOPS:
         wanted = recall(found, exact[:, :k]) - LOST_BY_CODES
