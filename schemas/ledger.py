@@ -1,4 +1,4 @@
-"""The ledger of a review: one decision a line, appended and never rewritten, each chained to the one before by its hash.
+"""The ledger of a review: one decision a line, appended, never rewritten, chained to the one before by its hash.
 
 ledger.jsonl (the decisions), ledger.head.json (how many there are, and the hash of the last) beside a run's manifest
 
@@ -14,6 +14,7 @@ stands again. All of them stay in the file.
 import datetime
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -139,7 +140,7 @@ def _check_order(entries: list[Entry], path: str) -> None:
 def _check_chain(entries: list[Entry], first_previous: str, path: str) -> None:
     if entries and entries[0].previous != first_previous:
         raise _of_another_run(path, f"{path}, entry 1", first_previous, entries[0].previous)
-    for before, entry in zip(entries, entries[1:], strict=False):
+    for before, entry in itertools.pairwise(entries):
         if entry.previous != before.hash:
             raise _refusal(
                 path, entry.seq, f"previous = {before.hash}, the hash of entry {before.seq}", entry.previous,
