@@ -14,6 +14,9 @@ DEMO = [
 
 PEFT = ["peft>=0.17,<1"]
 
+# The page of `review`. Not for the workers of a job, which install this package as well.
+REVIEW = ["jinja2>=3.1,<4", "starlette>=1.0,<2", "uvicorn>=0.40,<1"]
+
 setup(
     name="proponent",
     version="0.1.0",
@@ -23,7 +26,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=["schemas", "attribution", "pipelines"],
-    package_data={"pipelines": ["templates/*.j2"]},
+    package_data={"pipelines": ["templates/*.j2", "static/*", "messages/*.json"]},
     install_requires=[
         "apache-beam>=2.70,<3",
         "faiss-cpu>=1.12,<2",
@@ -41,12 +44,16 @@ setup(
     extras_require={
         "demo": DEMO,
         "peft": PEFT,
+        "review": REVIEW,
         "gguf": ["gguf>=0.19,<1", "accelerate>=1.0,<2"],
         "dev": [
             *DEMO,
             *PEFT,
+            *REVIEW,
             "bm25s>=0.3,<1",
+            "httpx2>=2,<3",
             "hypothesis>=6,<7",
+            "playwright>=1.50,<2",
             "psutil>=6,<8",
             "pytest>=8,<10",
             "pytest-xdist>=3.6,<4",

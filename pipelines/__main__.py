@@ -15,6 +15,7 @@ VERBS = {
     "index": configs.IndexConfig,
     "trace": configs.TraceConfig,
     "flag": configs.FlagConfig,
+    "review": configs.ReviewConfig,
     "clean": configs.CleanConfig,
     "purge": configs.PurgeConfig,
     "verify": configs.VerifyConfig,

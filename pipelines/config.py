@@ -6,6 +6,8 @@ No torch and no Beam here, so that `--help` and a mistyped option answer at once
 from dataclasses import dataclass
 from typing import Literal
 
+import tyro
+
 from schemas.errors import ConfigError
 from schemas.records import SIGNALS
 
@@ -225,6 +227,29 @@ class FlagConfig:
         _require(self.max_per_fact >= 1, "max_per_fact", "at least 1", self.max_per_fact)
         _require(0 <= self.min_coverage <= 1, "min_coverage", "0 to 1", self.min_coverage)
         _require(self.approve == "none" or bool(self.by), "by", "the name of who approves, with --approve all", "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReviewConfig:
+    """Decide about what `flag` proposed: on a page that this machine alone can open, or by an edited file."""
+
+    run: tyro.conf.Positional[str]
+    """Folder that `flag` wrote."""
+    port: int = 0
+    """Port on 127.0.0.1; 0 takes a free one."""
+    by: str = ""
+    """Who decides, for the ledger; on the page, who is logged in if it is left out. --take needs it."""
+    reviewers: str = ""
+    """Further reviewers, comma-separated: each gets an address of their own."""
+    take: str = ""
+    """An edited copy of the run's removals.jsonl: its decisions go to the ledger, and no page is served."""
+    quiet: bool = False
+    """No summary."""
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.port <= 65535, "port", "0 to 65535", self.port)
+        _require(not self.take or bool(self.by), "by", "the name of who decides, with --take", "")
+        _require(not (self.take and self.reviewers), "reviewers", "no further reviewers, with --take", self.reviewers)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,12 +10,30 @@ from typing import Any, Literal, Self
 
 SIGNALS = ("bm25", "dense", "gradient")
 Decision = Literal["proposed", "approved", "rejected"]
+Action = Literal["remove", "redact"]
 Combine = Literal["mean", "max"]
 
 
 def text_sha256(text: str) -> str:
     """SHA-256 of the text's UTF-8 bytes, in hexadecimal: the identity of an example's content in every format."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def checked_spans(action: str, spans: Any) -> tuple[tuple[int, int], ...]:
+    """The spans as tuples; raises ValueError unless they are what the action asks for."""
+    if action not in ("remove", "redact"):
+        raise ValueError(f"field 'action' must be 'remove' or 'redact', found {action!r}")
+    pairs = tuple(tuple(span) for span in spans)
+    if action == "remove" and pairs:
+        raise ValueError("field 'spans' is for the action 'redact'; 'remove' takes the whole example")
+    if action == "redact" and not pairs:
+        raise ValueError("field 'spans' must name what is redacted, found none")
+    end = 0
+    for pair in pairs:
+        if len(pair) != 2 or any(type(place) is not int for place in pair) or not end <= pair[0] < pair[1]:
+            raise ValueError(f"field 'spans' must be [start, end] pairs, sorted, not empty and apart, found {spans!r}")
+        end = pair[1]
+    return pairs
 
 
 def _known(cls, row: dict[str, Any]) -> dict[str, Any]:
@@ -145,7 +163,11 @@ class Proponent:
 
 @dataclass(frozen=True)
 class Removal:
-    """A decision about one example. Only `decision == "approved"` is ever acted on."""
+    """A decision about one example. Only `decision == "approved"` is ever acted on.
+
+    `redact` takes only `spans` (character spans of the example's text) out, `remove` the whole example. Removals of one
+    `group` are near-duplicates that stand or fall together.
+    """
 
     example_id: str
     sha256: str
@@ -153,10 +175,13 @@ class Removal:
     reason: str
     decided_by: str = ""
     decided_at: str = ""
-    action: Literal["remove"] = "remove"
+    action: Action = "remove"
     fact_ids: tuple[str, ...] = ()
     evidence: tuple[dict[str, Any], ...] = field(default=(), compare=False)
     text: str = ""
+    spans: tuple[tuple[int, int], ...] = ()
+    request_ids: tuple[str, ...] = ()
+    group: str = ""
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> Self:
@@ -165,10 +190,9 @@ class Removal:
                 raise ValueError(f"field '{name}' must be a non-empty string, found {row.get(name)!r}")
         if row["decision"] not in ("proposed", "approved", "rejected"):
             raise ValueError(f"field 'decision' must be proposed, approved or rejected, found {row['decision']!r}")
-        if row.get("action", "remove") != "remove":
-            raise ValueError(f"field 'action' must be 'remove', found {row['action']!r}")
         known = _known(cls, {"reason": "", **row})
-        for name in ("fact_ids", "evidence"):
+        known["spans"] = checked_spans(row.get("action", "remove"), row.get("spans") or ())
+        for name in ("fact_ids", "evidence", "request_ids"):
             known[name] = tuple(known.get(name) or ())
         return cls(**known)
 

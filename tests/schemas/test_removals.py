@@ -54,7 +54,7 @@ def test_an_example_decided_twice_is_refused_even_with_the_same_decision():
         ({"example_id": "z", "sha256": "ab"}, "field 'decision' must be a non-empty string, found None"),
         ({**ROW, "decision": "yes"}, "field 'decision' must be proposed, approved or rejected, found 'yes'"),
         ({**ROW, "decision": "Approved"}, "must be proposed, approved or rejected, found 'Approved'"),
-        ({**ROW, "action": "redact"}, "field 'action' must be 'remove', found 'redact'"),
+        ({**ROW, "action": "redact"}, "field 'spans' must name what is redacted, found none"),
         ([], ""),
         (None, ""),
     ],
