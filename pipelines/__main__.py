@@ -16,6 +16,8 @@ VERBS = {
     "trace": configs.TraceConfig,
     "flag": configs.FlagConfig,
     "clean": configs.CleanConfig,
+    "diff": configs.DiffConfig,
+    "restore": configs.RestoreConfig,
     "purge": configs.PurgeConfig,
     "verify": configs.VerifyConfig,
     "evaluate": configs.EvaluateConfig,
@@ -64,7 +66,7 @@ def run_verb(verb: str, arguments: list[str], beam_args: tuple[str, ...]) -> Non
             print(json.dumps(result))
     elif verb == "verify":
         module.run(config, importlib.import_module("pipelines.train").run)
-    elif verb == "evaluate":
+    elif verb in ("evaluate", "diff"):
         module.print_result(module.run(config))
     else:
         module.run(config)

@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 
 SIGNALS = ("bm25", "dense", "gradient")
 Decision = Literal["proposed", "approved", "rejected"]
+Action = Literal["remove", "redact"]
 Combine = Literal["mean", "max"]
 
 
@@ -141,9 +142,35 @@ class Proponent:
         return asdict(self)
 
 
+def _checked_spans(value: Any, action: str) -> tuple[tuple[int, int], ...]:
+    """The spans of a redaction; raises ValueError where they are none, not sorted, or overlap."""
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"field 'spans' must be a list of [start, end], found {value!r}")
+    if action == "remove":
+        if value:
+            raise ValueError(f"field 'spans' must be empty for the action 'remove', found {value!r}")
+        return ()
+    if not value:
+        raise ValueError("field 'spans' must hold at least one [start, end] for the action 'redact', found none")
+    last = 0
+    for span in value:
+        whole = isinstance(span, list | tuple) and len(span) == 2 and all(type(place) is int for place in span)
+        if not whole or not last <= span[0] < span[1]:
+            raise ValueError(
+                "field 'spans' must hold [start, end] in characters, start before end, sorted and not overlapping, "
+                f"found {span!r} in {value!r}"
+            )
+        last = span[1]
+    return tuple((start, end) for start, end in value)
+
+
 @dataclass(frozen=True)
 class Removal:
-    """A decision about one example. Only `decision == "approved"` is ever acted on."""
+    """A decision about one example. Only `decision == "approved"` is ever acted on.
+
+    The action `remove` takes the example out; `redact` takes the characters of `spans` out of its text. `request_ids`
+    are the audit requests that ask for it; near-duplicates share a `group`, which stands or falls together.
+    """
 
     example_id: str
     sha256: str
@@ -151,10 +178,13 @@ class Removal:
     reason: str
     decided_by: str = ""
     decided_at: str = ""
-    action: Literal["remove"] = "remove"
+    action: Action = "remove"
     fact_ids: tuple[str, ...] = ()
     evidence: tuple[dict[str, Any], ...] = field(default=(), compare=False)
     text: str = ""
+    spans: tuple[tuple[int, int], ...] = ()
+    request_ids: tuple[str, ...] = ()
+    group: str = ""
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> Self:
@@ -163,11 +193,12 @@ class Removal:
                 raise ValueError(f"field '{name}' must be a non-empty string, found {row.get(name)!r}")
         if row["decision"] not in ("proposed", "approved", "rejected"):
             raise ValueError(f"field 'decision' must be proposed, approved or rejected, found {row['decision']!r}")
-        if row.get("action", "remove") != "remove":
-            raise ValueError(f"field 'action' must be 'remove', found {row['action']!r}")
-        known = _known(cls, {"reason": "", **row})
-        for name in ("fact_ids", "evidence"):
+        if row.get("action", "remove") not in ("remove", "redact"):
+            raise ValueError(f"field 'action' must be remove or redact, found {row['action']!r}")
+        known = _known(cls, {"reason": "", "action": "remove", **row})
+        for name in ("fact_ids", "evidence", "request_ids"):
             known[name] = tuple(known.get(name) or ())
+        known["spans"] = _checked_spans(known.get("spans") or (), known["action"])
         return cls(**known)
 
     def to_row(self) -> dict[str, Any]:
