@@ -43,6 +43,7 @@ from pipelines.corpus import (
     IdHashes,
     Row,
     base_folder,
+    codec_of,
     corpus_shards,
     create_corpus_file,
     judge,
@@ -262,7 +263,7 @@ class ParquetRows:
             writers = {}
             for name in places:
                 (out / name).parent.mkdir(parents=True, exist_ok=True)
-                writer = pq.ParquetWriter(out / name, source.schema_arrow, compression=_codec(source))
+                writer = pq.ParquetWriter(out / name, source.schema_arrow, compression=codec_of(source))
                 writers[name] = stack.enter_context(writer)
             for group in range(source.num_row_groups):
                 table = source.read_row_group(group)
@@ -282,14 +283,6 @@ class ParquetRows:
             field = table.schema.field(name)
             table = table.set_column(table.schema.get_field_index(name), field, pa.array(column, field.type))
         return table
-
-
-def _codec(source: pq.ParquetFile) -> str:
-    metadata = source.metadata
-    if not metadata.num_row_groups or not metadata.num_columns:
-        return "zstd"
-    codec = metadata.row_group(0).column(0).compression.lower()
-    return "none" if codec == "uncompressed" else codec
 
 
 def _without_repeated(

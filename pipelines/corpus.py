@@ -324,8 +324,8 @@ def _plain_row(line: bytes, id_field: str, text_field: str) -> tuple[str, str, d
             return None
         if text_line[end:] not in LINE_ENDS:
             return None
-        if "\\u" in text_line:  # the one way in which a lone surrogate can be written
-            record_id.encode()
+        if not (record_id.isascii() and text.isascii()):
+            record_id.encode()  # a lone surrogate is no text
             text.encode()
     except (ValueError, LookupError, TypeError, RecursionError):
         return None  # with its reason from there
@@ -357,6 +357,15 @@ def open_parquet(path: str, format: CorpusFormat) -> pq.ParquetFile:
                 "with --id_field and --text_field (in place of a text there may be messages, or prompt and completion)"
             )
     return file
+
+
+def codec_of(source: pq.ParquetFile) -> str:
+    """The compression of a Parquet file, as its writer takes it."""
+    metadata = source.metadata
+    if not metadata.num_row_groups or not metadata.num_columns:
+        return "zstd"
+    codec = metadata.row_group(0).column(0).compression.lower()
+    return "none" if codec == "uncompressed" else codec
 
 
 def _parquet(path: str, format: CorpusFormat) -> Iterator[Record | DeadLetter]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from pipelines.corpus import base_folder
 from pipelines.storage import OutputFolder, exists, join, open_read, publish, read_bytes, read_manifest, verified
 from schemas.manifest import MANIFEST, FileInfo, Manifest
 from schemas.removed import Removed, parse_removed, removed_to_jsonl
@@ -27,17 +28,31 @@ def version_of(manifest: Manifest) -> int:
 
 
 def next_version(corpus: str, files: list[tuple[str, int]]) -> dict[str, Any]:
-    """The details of the manifest of a version that is made of `corpus`: its parent, and its number, from 1."""
+    """The details of the manifest of a version that is made of `corpus`: its parent, and its number, from 1.
+
+    `base` is what the names below corpus/ are relative to in the parent.
+    """
     parent, number = "", 1
     if is_version(corpus):
         number = version_of(read_manifest(corpus, "corpus")) + 1
         parent = hashlib.sha256(read_bytes(join(corpus, MANIFEST))).hexdigest()
-    return {"parent": [list(info) for info in files], "parent_manifest_sha256": parent, "version": number}
+    return {
+        "parent": [list(info) for info in files],
+        "parent_manifest_sha256": parent,
+        "base": base_folder(corpus),
+        "version": number,
+    }
 
 
 def _read(folder: str, info: FileInfo) -> Iterator[Removed]:
     with open_read(verified(folder, info.name)) as file:
         yield from parse_removed(file)
+
+
+def taken_from(folder: str, files: dict[str, FileInfo], file: int) -> list[Removed]:
+    """What a version, whose files by name are given, took out of one file of its parent, in its order."""
+    info = files.get(f"removed/{file:05d}.jsonl")
+    return list(_read(folder, info)) if info else []
 
 
 def taken_out(folder: str) -> Iterator[Removed]:
