@@ -17,6 +17,8 @@ VERBS = {
     "flag": configs.FlagConfig,
     "review": configs.ReviewConfig,
     "clean": configs.CleanConfig,
+    "diff": configs.DiffConfig,
+    "restore": configs.RestoreConfig,
     "purge": configs.PurgeConfig,
     "verify": configs.VerifyConfig,
     "evaluate": configs.EvaluateConfig,
@@ -65,7 +67,7 @@ def run_verb(verb: str, arguments: list[str], beam_args: tuple[str, ...]) -> Non
             print(json.dumps(result))
     elif verb == "verify":
         module.run(config, importlib.import_module("pipelines.train").run)
-    elif verb == "evaluate":
+    elif verb in ("evaluate", "diff"):
         module.print_result(module.run(config))
     else:
         module.run(config)

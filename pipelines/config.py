@@ -209,7 +209,7 @@ class FlagConfig:
     min_coverage: float = 0.9
     """Least evidence: the share of the query's word weight (idf) that the passage must hold, 0 to 1."""
     policy: str = ""
-    """Of audit requests: a YAML file that says what to propose by category, scores and labels (default: built in)."""
+    """Of audit requests: a YAML file that says what to propose by category, scores and labels; one is built in."""
     scorers: tuple[str, ...] = ()
     """Of audit requests: pii, secrets, hf:MODEL or python:MODULE:FUNCTION, each with @THRESHOLD; they label passages."""
     duplicates: float = 0.5
@@ -254,14 +254,24 @@ class ReviewConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CleanConfig:
-    """Write a new corpus without the approved removals, every other record byte for byte."""
+    """Write a new version of a corpus without the approved removals, every other record byte for byte."""
 
     corpus: str
-    """Corpus files: a glob, or a folder that `clean` wrote."""
+    """Corpus files: a glob, or a folder that `clean` or `restore` wrote."""
     removals: str
-    """removals.jsonl with decisions; only approved ones are acted on."""
+    """removals.jsonl with decisions, of which only approved ones are acted on; or a list (--removals_are)."""
     output: str
-    """Folder for the new corpus (corpus/) and what was taken out (removed/)."""
+    """Folder for the new version (corpus/), what was taken out (removed/) and its exports (attributes/)."""
+    removals_are: Literal["decisions", "ids", "sha256", "domains"] = "decisions"
+    """What --removals holds: decisions, or a third party's list, one a line, of ids, texts' SHA-256 sums or domains."""
+    by: str = ""
+    """Who answers for a list: it goes into what was removed. Decisions name theirs themselves."""
+    reason: str = ""
+    """Why what is on a list goes; by default that it is on it."""
+    url_field: str = "url"
+    """Name of the field whose URL's host is looked up in a list of domains."""
+    erase: bool = False
+    """Keep no text and no bytes of what is taken out, only ids and hashes: it cannot be restored from this folder."""
     max_dead_fraction: float = 0.0
     """Share of records that may be unreadable; they are in neither part, but in dead_letters/."""
     id_field: str = "id"
@@ -273,6 +283,42 @@ class CleanConfig:
 
     def __post_init__(self) -> None:
         _require(0 <= self.max_dead_fraction <= 1, "max_dead_fraction", "0 to 1", self.max_dead_fraction)
+        if self.removals_are == "decisions":
+            for option in ("by", "reason"):
+                found = getattr(self, option)
+                _require(not found, option, "nothing beside --removals_are decisions, which name their own", found)
+        else:
+            _require(bool(self.by.strip()), "by", "the name of who answers for the list", self.by)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffConfig:
+    """Compare two versions of a corpus: records added, removed, redacted and kept, and the words lost a source."""
+
+    before: str
+    """The earlier version: a folder that `clean` or `restore` wrote, or the files that it was made of (a glob)."""
+    after: str
+    """The later version, likewise."""
+    id_field: str = "id"
+    """Name of the corpus' id field."""
+    text_field: str = "text"
+    """Name of the corpus' text field."""
+    quiet: bool = False
+    """No progress bars and no table."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RestoreConfig:
+    """Put removed and redacted records back at their places, as a new version of a corpus."""
+
+    corpus: str
+    """A folder that `clean` wrote, without --erase."""
+    output: str
+    """Folder for the new version."""
+    ids: tuple[str, ...] = ()
+    """Ids of the records to put back; without any: all that this version took out."""
+    quiet: bool = False
+    """No progress bars and no summary."""
 
 
 @dataclass(frozen=True, kw_only=True)

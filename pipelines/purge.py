@@ -5,6 +5,9 @@ index + removals -> find (a shard: a shard of the index): its rows of them
                  -> statistics, curvature, ids' hashes, dead letters, approximate dense index, fusion weights anew
                  -> manifest.json replaced -> the old files deleted -> the certificate
 
+A redaction takes the whole document out of an index: vectors and features are made of all its text, and no part of them
+is that of a span. The certificate names its action; index the cleaned corpus to have what is left of it.
+
 A shard keeps its offset and has fewer rows, so that no other shard changes. Only where an estimate of the optimizer's
 state was made from a removed text all features depend on it: then every shard is written anew.
 """
@@ -13,6 +16,7 @@ import copy
 import datetime
 import hashlib
 import json
+import logging
 import re
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -60,8 +64,9 @@ from schemas.records import Removal
 from schemas.removals import approved, parse_removals, removals_to_jsonl
 from schemas.tables import parquet_bytes
 
+log = logging.getLogger(__name__)
 REMOVALS = f"{STAGES}/removals.jsonl"
-CERTIFIED = ("example_id", "sha256", "reason", "decided_by", "decided_at", "fact_ids")  # of each removal
+CERTIFIED = ("example_id", "sha256", "action", "reason", "decided_by", "decided_at", "fact_ids")  # of each removal
 TOLD = 40  # characters of a removed text that a dead letter must not hold
 
 
@@ -112,15 +117,8 @@ def purge_shard(spec: dict[str, Any], folder: str, out: Path, details: dict[str,
 
 
 def read_removals(path: str) -> list[Removal]:
-    """The approved removals of a file. Raises ConfigError where there are none, or one asks for something else."""
-    data = read_bytes(path)
-    for number, line in enumerate(data.splitlines(), start=1):
-        if re.search(rb'"action"\s*:\s*"redact"', line):
-            raise ConfigError(
-                f"{path}, line {number}: expected the action 'remove', found 'redact': purge removes whole documents; "
-                "index the cleaned corpus instead"
-            )
-    removals = approved(parse_removals(data, path))
+    """The approved removals of a file, redactions among them. Raises ConfigError where there are none."""
+    removals = approved(parse_removals(read_bytes(path), path))
     if not removals:
         raise ConfigError(
             f"{path}: expected at least one removal whose decision is 'approved', found none; edit the file, or run "
@@ -381,6 +379,9 @@ def run(config: PurgeConfig, beam_args: tuple[str, ...] = ()) -> Manifest:
         )
         write_bytes(join(folder, CERTIFICATE), _certificate(old, manifest, removals, found, plan))
         output.finish(manifest)
+    redactions = sum(removal.action == "redact" and removal.example_id in found for removal in removals)
+    if redactions:
+        log.warning("%d documents were to be redacted: an index gives them up whole", redactions)
     told = {"folder": folder, **counts, "not found": len(removals) - len(found), "certificate": plan["certificate"]}
     progress.summary("purge", told)
     return manifest

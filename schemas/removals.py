@@ -1,10 +1,22 @@
-"""removals.jsonl: one decision a line, written by `flag`, edited by people, read by `clean`."""
+"""What `clean` acts on: removals.jsonl, written by `flag` and edited by people, and the plain lists of third parties.
+
+removals.jsonl holds one decision a line. A list holds one id, SHA-256 sum or domain a line; a line that begins with `#`
+is a comment (a later `#` may be part of an id).
+"""
 
 import json
+import re
 from collections.abc import Iterable
+from typing import Literal
 
 from schemas.errors import ConfigError
 from schemas.records import Removal
+
+ListKind = Literal["ids", "sha256", "domains"]
+_EXPECTED = {
+    "sha256": (re.compile(r"[0-9a-f]{64}"), "the SHA-256 of a text, 64 hexadecimal digits"),
+    "domains": (re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*"), "a domain such as example.org, without scheme or path"),
+}
 
 
 def removals_to_jsonl(removals: Iterable[Removal]) -> bytes:
@@ -29,3 +41,43 @@ def parse_removals(data: bytes, path: str) -> list[Removal]:
 
 def approved(removals: Iterable[Removal]) -> list[Removal]:
     return [r for r in removals if r.decision == "approved"]
+
+
+def parse_list(data: bytes, path: str, kind: ListKind) -> list[str]:
+    """The entries of a list, each once, sums and domains in lower case. Raises ConfigError for a bad line, or none."""
+    entries: dict[str, None] = {}
+    try:
+        lines = data.decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        found = f"byte 0x{data[error.start]:02x} at {error.start}"
+        raise ConfigError(f"{path}: expected a list in UTF-8, found {found}; convert it") from error
+    for number, line in enumerate(lines, start=1):
+        entry = line.strip()
+        if not entry or entry.startswith("#"):
+            continue
+        if kind != "ids":
+            entry = domain(entry.removeprefix("*.")) if kind == "domains" else entry.lower()
+            pattern, expected = _EXPECTED[kind]
+            if not pattern.fullmatch(entry):
+                found = repr(line.strip())[:80]
+                raise ConfigError(f"{path}, line {number}: expected {expected}, found {found}; mend the line")
+        entries[entry] = None
+    if not entries:
+        raise ConfigError(f"{path}: expected a list of {kind}, one a line, found nothing in it; check the file")
+    return list(entries)
+
+
+def is_listable(example_id: str) -> bool:
+    """Whether `parse_list` reads an id back from a line of its own."""
+    return example_id == example_id.strip() and "\n" not in example_id and not example_id.startswith("#")
+
+
+def domain(host: str) -> str:
+    """A host's name as lists are compared by: lower case, international names in their ASCII form, no dot around it."""
+    host = host.strip(".").lower()
+    if host.isascii():
+        return host
+    try:
+        return host.encode("idna").decode("ascii")
+    except UnicodeError:
+        return host  # too long a label, for instance: it is compared as it stands
