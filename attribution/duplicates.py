@@ -41,9 +41,14 @@ class Form:
     names: frozenset[str]
 
 
+def words_of(text: str) -> list[str]:
+    """The words in order, as they are written."""
+    return _WORD.findall(text if text.isascii() else unicodedata.normalize("NFKC", text))
+
+
 def form(text: str) -> Form:
     """The text's form; it has no shingles where the text has no word."""
-    written = _WORD.findall(text if text.isascii() else unicodedata.normalize("NFKC", text))
+    written = words_of(text)
     words = [word.casefold() for word in written]
     pairs = [f"{a} {b}" for a, b in itertools.pairwise(words)]
     told_by_case = any(c.islower() for w in written for c in w) and any(c.isupper() for w in written for c in w)
