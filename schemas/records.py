@@ -1,4 +1,4 @@
-"""The records of the system: Example, Passage, Fact, Proponent, Removal and DeadLetter.
+"""The records of the system: Example, Passage, Label, Fact, Proponent, Removal and DeadLetter.
 
 `to_row` gives a dict of JSON values; `from_row` raises ValueError with the name of a field that is missing, and the
 reader adds file and line.
@@ -69,6 +69,30 @@ class DeadLetter:
 
     def to_row(self) -> dict[str, Any]:
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Label:
+    """What a scorer says of a passage: a `label` whose `score` is at least the `threshold`.
+
+    `scorer` and `version` are what it takes to say it again; `spans` are characters of the passage's text, sorted.
+    """
+
+    scorer: str
+    version: str
+    threshold: float
+    label: str
+    score: float
+    spans: tuple[tuple[int, int], ...] = ()
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> Self:
+        known = _known(cls, row)
+        known["spans"] = tuple((start, end) for start, end in known.get("spans", ()))
+        return cls(**known)
+
+    def to_row(self) -> dict[str, Any]:
+        return asdict(self) | {"spans": [list(span) for span in self.spans]}
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from schemas.records import Passage
-from schemas.tables import CANDIDATES, PASSAGES, RANKINGS, parquet_bytes, to_table
+from schemas.tables import CANDIDATES, MATCHES, PASSAGES, RANKINGS, parquet_bytes, to_table
 
 TERMS = pa.schema([pa.field("term", pa.string(), False), pa.field("df", pa.int64(), False)])
 
@@ -23,7 +23,10 @@ def read(data: bytes):
     return pq.read_table(io.BytesIO(data))
 
 
-@pytest.mark.parametrize(("row", "schema"), [(PASSAGE, PASSAGES), (CANDIDATE, CANDIDATES)])
+@pytest.mark.parametrize(
+    ("row", "schema"),
+    [(PASSAGE, PASSAGES), (CANDIDATE, CANDIDATES), ({"seed": "a", "similarity": 0.5} | PASSAGE, MATCHES)],
+)
 def test_rows_survive_parquet(row, schema):
     table = to_table([row, dict(reversed(row.items()))], schema)
     back = read(parquet_bytes(table))
