@@ -259,7 +259,7 @@ class CleanConfig:
     corpus: str
     """Corpus files: a glob, or a folder that `clean` or `restore` wrote."""
     removals: str
-    """removals.jsonl with decisions, of which only approved ones are acted on; or a list (--removals_are)."""
+    """A run that was reviewed, or removals.jsonl with decisions: approved ones are acted on; or a list (--removals_are)."""
     output: str
     """Folder for the new version (corpus/), what was taken out (removed/) and its exports (attributes/)."""
     removals_are: Literal["decisions", "ids", "sha256", "domains"] = "decisions"
@@ -328,7 +328,7 @@ class PurgeConfig:
     index: str
     """Folder of the index; it is rewritten in place."""
     removals: str
-    """removals.jsonl with decisions; only approved ones are acted on."""
+    """A run that was reviewed, or removals.jsonl with decisions; only approved ones are acted on."""
     certificate: str = ""
     """File for the certificate; by default beside the index, INDEX.purged-GENERATION.json."""
     quiet: bool = False

@@ -12,10 +12,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pipelines.config import CleanConfig
+from pipelines.decisions import read_approved
 from pipelines.storage import STAGES, join, read_bytes
-from schemas.errors import ConfigError
 from schemas.records import Removal, text_sha256
-from schemas.removals import approved, domain, parse_list, parse_removals, removals_to_jsonl
+from schemas.removals import domain, parse_list, parse_removals, removals_to_jsonl
 
 PICKS = f"{STAGES}/picks"  # the approved decisions, or the list, as the workers read it
 # (id, text, fields) -> (the decision about the record, the entry that picks it), None for a record that stays
@@ -24,16 +24,10 @@ Picker = Callable[[str, str, dict[str, Any]], tuple[Removal, str] | None]
 
 def read_picks(config: CleanConfig) -> tuple[list[str], bytes]:
     """(the entries: ids, hashes or domains, what the workers read). Raises ConfigError where there is nothing to do."""
-    data = read_bytes(config.removals)
     if config.removals_are != "decisions":
-        entries = parse_list(data, config.removals, config.removals_are)
+        entries = parse_list(read_bytes(config.removals), config.removals, config.removals_are)
         return entries, "".join(f"{entry}\n" for entry in entries).encode()
-    removals = approved(parse_removals(data, config.removals))
-    if not removals:
-        raise ConfigError(
-            f"{config.removals}: expected at least one removal whose decision is 'approved', found none; edit the "
-            "file, or run flag with --approve all --by NAME"
-        )
+    removals = read_approved(config.removals)
     return [removal.example_id for removal in removals], removals_to_jsonl(removals)
 
 

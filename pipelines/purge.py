@@ -30,6 +30,7 @@ from attribution import dense
 from attribution.feature_rows import copy_rows
 from pipelines import progress
 from pipelines.config import PurgeConfig
+from pipelines.decisions import read_approved
 from pipelines.fit import fit_fusion, sample_passages, sample_places
 from pipelines.gradient import MOMENT_SAMPLE, curvature_of_rows, make_features
 from pipelines.index import (
@@ -61,7 +62,7 @@ from pipelines.update import check_models, next_details, settings_of
 from schemas.errors import ArtifactMismatch, ConfigError
 from schemas.manifest import FileInfo, Manifest
 from schemas.records import Removal
-from schemas.removals import approved, parse_removals, removals_to_jsonl
+from schemas.removals import parse_removals, removals_to_jsonl
 from schemas.tables import parquet_bytes
 
 log = logging.getLogger(__name__)
@@ -117,14 +118,8 @@ def purge_shard(spec: dict[str, Any], folder: str, out: Path, details: dict[str,
 
 
 def read_removals(path: str) -> list[Removal]:
-    """The approved removals of a file, redactions among them. Raises ConfigError where there are none."""
-    removals = approved(parse_removals(read_bytes(path), path))
-    if not removals:
-        raise ConfigError(
-            f"{path}: expected at least one removal whose decision is 'approved', found none; edit the file, or run "
-            "flag with --approve all --by NAME"
-        )
-    return [replace(removal, evidence=(), text="") for removal in removals]
+    """The approved removals, redactions among them, without the texts. Raises ConfigError where there are none."""
+    return [replace(removal, evidence=(), text="") for removal in read_approved(path)]
 
 
 def _check_found(removals: list[Removal], found: dict[str, str], config: PurgeConfig) -> None:
