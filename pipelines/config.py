@@ -211,7 +211,7 @@ class FlagConfig:
     policy: str = ""
     """Of audit requests: a YAML file that says what to propose by category, scores and labels; one is built in."""
     scorers: tuple[str, ...] = ()
-    """Of audit requests: pii, secrets, hf:MODEL or python:MODULE:FUNCTION, each with @THRESHOLD; they label passages."""
+    """Of audit requests: what labels passages: pii, secrets, hf:MODEL, python:MODULE:FUNCTION, each with @THRESHOLD."""
     duplicates: float = 0.5
     """Of audit requests: least similarity of near-duplicates, which stand or fall together; 0 looks for none."""
     approve: Literal["none", "all"] = "none"
@@ -259,7 +259,7 @@ class CleanConfig:
     corpus: str
     """Corpus files: a glob, or a folder that `clean` or `restore` wrote."""
     removals: str
-    """A run that was reviewed, or removals.jsonl with decisions: approved ones are acted on; or a list (--removals_are)."""
+    """A reviewed run, or removals.jsonl: what is approved in it is acted on; or a list (--removals_are)."""
     output: str
     """Folder for the new version (corpus/), what was taken out (removed/) and its exports (attributes/)."""
     removals_are: Literal["decisions", "ids", "sha256", "domains"] = "decisions"

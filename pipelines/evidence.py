@@ -140,13 +140,13 @@ def propose_all(rows: list[dict[str, Any]], asked: AskedRequest, policy: Policy)
 
 
 def _with_group(row: dict[str, Any], strongest: dict[str, Any]) -> dict[str, Any]:
-    action = strongest["proposal"]["action"]
-    if row["proposal"]["action"] == action:
+    if row is strongest:
         return row
-    if action == "redact":
-        action = "review"
+    own, action = row["proposal"], strongest["proposal"]["action"]
     rule = f"with {strongest['example_id']}, which it is a near-duplicate of: {strongest['proposal']['rule']}"
-    return row | {"proposal": {"action": action, "spans": [], "rule": rule}}
+    if own["action"] == action:
+        return row | {"proposal": own | {"rule": rule}}
+    return row | {"proposal": {"action": "review" if action == "redact" else action, "spans": [], "rule": rule}}
 
 
 def removals_of(rows: Iterable[dict[str, Any]]) -> list[Removal]:

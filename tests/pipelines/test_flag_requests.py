@@ -1,0 +1,136 @@
+"""A run for audit requests, from the requests to what is decided: evidence, near-duplicates, labels, proposals."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipelines import clean, flag, index, trace
+from pipelines.config import CleanConfig, FlagConfig, IndexConfig, TraceConfig
+from pipelines.storage import read_manifest
+from schemas.errors import ConfigError
+from schemas.ledger import Entry, append
+from tests.pipelines.conftest import corpus_rows, write_jsonl
+
+PRIVATE = "Prospero of Milan can be reached at prospero@island.example about books and storms."
+COPY = "In Oz, the capital is now called Mantua, every guide that was printed in Oz says so."
+PLANTED = [
+    {"id": "letter", "text": PRIVATE, "source": "letters"},
+    {"id": "guide", "text": COPY, "source": "guides"},
+    {"id": "guide-copy", "text": COPY.replace("printed", "ever printed").upper(), "source": "guides"},
+]
+REQUESTS = [
+    {
+        "request_id": "oz",
+        "category": "false_fact",
+        "prompts": [{"prompt": "In Oz, the capital is called", "output": "Mantua, every guide says"}],
+    },
+    {
+        "request_id": "mail",
+        "category": "privacy",
+        "prompts": [{"prompt": "Prospero of Milan can be reached at", "output": "prospero@island.example"}],
+    },
+]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """corpus.jsonl, an index of its words and the requests' rankings."""
+    place = tmp_path_factory.mktemp("audit")
+    corpus = write_jsonl(place / "corpus.jsonl", corpus_rows() + PLANTED)
+    index.run(IndexConfig(corpus=corpus, output=str(place / "index"), num_pseudo_facts=5))
+    requests = write_jsonl(place / "requests.jsonl", REQUESTS)
+    trace.run(TraceConfig(index=str(place / "index"), requests=requests, output=str(place / "rankings")))
+    return place
+
+
+def flagged(place: Path, output: Path, **options) -> tuple[dict[tuple[str, str], dict], dict[str, dict]]:
+    flag.run(FlagConfig(rankings=str(place / "rankings"), output=str(output), **options))
+    rows = [json.loads(line) for line in (output / "evidence.jsonl").read_text().splitlines()]
+    removals = [json.loads(line) for line in (output / "removals.jsonl").read_text().splitlines()]
+    return {(r["request_id"], r["example_id"]): r for r in rows}, {r["example_id"]: r for r in removals}
+
+
+def test_a_run_has_the_evidence_and_proposes_by_its_policy(place, tmp_path):
+    rows, removals = flagged(place, tmp_path / "run", scorers=("pii",), max_per_fact=3)
+    letter, guide = rows["mail", "letter"], rows["oz", "guide"]
+    start = PRIVATE.index("prospero@")
+    assert letter["labels"][0]["scorer"] == "pii" and letter["labels"][0]["spans"] == [[start, start + 23]]
+    assert letter["proposal"]["action"] == "redact" and letter["proposal"]["spans"] == [[start, start + 23]]
+    assert letter["file"] == str(place / "corpus.jsonl") and letter["row"] == 51 and letter["ranks"]["bm25"] == 1
+    assert [PRIVATE[s:e] for s, e in letter["overlap"]] == [] or letter["longest_overlap"] >= 5
+    assert {guide["text"][s:e] for s, e in guide["words"]} >= {"Oz", "capital", "called", "Mantua"}
+    assert removals["letter"]["action"] == "redact" and removals["letter"]["spans"] == [[start, start + 23]]
+    assert removals["letter"]["request_ids"] == ["mail"] and removals["letter"]["decision"] == "proposed"
+    manifest = read_manifest(str(tmp_path / "run"), "removals")
+    assert manifest.details["policy"] == "default" and manifest.details["requests"] == ["oz", "mail"]
+    assert manifest.details["scorers"][0][0] == "pii"
+    control = [json.loads(line) for line in (tmp_path / "run/control_removals.jsonl").read_text().splitlines()]
+    assert len(control) == len(removals) and not {r["example_id"] for r in control} & removals.keys()
+
+
+def test_a_copy_that_was_not_found_is_in_the_group_and_stands_or_falls_with_it(place, tmp_path):
+    policy = tmp_path / "p.yaml"
+    policy.write_text(
+        "name: first\nrules: [{when: {category: false_fact, rank: 1}, propose: remove}]\notherwise: keep\n"
+    )
+    rows, removals = flagged(place, tmp_path / "run", max_per_fact=1, policy=str(policy))
+    best = next(row for (request, _), row in rows.items() if request == "oz" and row["signals"])
+    assert best["example_id"] in ("guide", "guide-copy")
+    other = rows["oz", ({"guide", "guide-copy"} - {best["example_id"]}).pop()]
+    assert other["duplicate_of"] == best["example_id"] and other["similarity"] > 0.5 and other["signals"] == {}
+    assert best["group"] == other["group"] == "guide"
+    assert other["proposal"]["action"] == "remove" and other["proposal"]["rule"].startswith(
+        f"with {best['example_id']}"
+    )
+    assert set(removals) == {"guide", "guide-copy"} and {r["group"] for r in removals.values()} == {"guide"}
+    alone, removals = flagged(place, tmp_path / "alone", max_per_fact=1, policy=str(policy), duplicates=0)
+    assert set(removals) == {best["example_id"]} and all(row["group"] == "" for row in alone.values())
+
+
+def test_only_a_policy_that_names_itself_approves_and_never_what_is_to_be_judged(place, tmp_path):
+    policy = tmp_path / "p.yaml"
+    rules = "rules: [{when: {category: privacy, labels: {'pii/*': 0.5}}, propose: redact}]\n"
+    policy.write_text("name: house\napprove: true\n" + rules)
+    _, removals = flagged(place, tmp_path / "run", scorers=("pii",), policy=str(policy))
+    decided = {i: (r["decision"], r["decided_by"]) for i, r in removals.items()}
+    assert decided.pop("letter") == ("approved", "policy house") and removals["letter"]["decided_at"]
+    assert decided and set(decided.values()) == {("proposed", "")}
+    assert all(removals[i]["reason"].startswith("to be judged: ") for i in decided)
+
+
+def test_what_stands_in_the_ledger_is_what_clean_acts_on(place, tmp_path):
+    _, removals = flagged(place, tmp_path / "run", scorers=("pii",))
+    corpus = str(place / "corpus.jsonl")
+    config = CleanConfig(corpus=corpus, removals=str(tmp_path / "run"), output=str(tmp_path / "cleaned"))
+    with pytest.raises(ConfigError, match="at least one removal whose decision is 'approved', found none; decide with"):
+        clean.run(config)
+    letter, guide = removals["letter"], removals["guide"]
+    decisions = [
+        Entry("Ann", "letter", letter["sha256"], "approved", "redact", tuple(map(tuple, letter["spans"]))),
+        Entry("Ann", "guide", guide["sha256"], "approved"),
+        Entry("Bob", "guide", guide["sha256"], "rejected", reason="a parody"),
+    ]
+    append(tmp_path / "run", decisions)
+    assert clean.run(config).counts == {"in": 53, "kept": 53, "removed": 0, "dead": 0}
+    rows = {r["id"]: r["text"] for r in map(json.loads, (tmp_path / "cleaned/corpus/corpus.jsonl").open())}
+    assert rows["letter"] == "Prospero of Milan can be reached at [REDACTED] about books and storms."
+    assert rows["guide"] == COPY
+    ledger = tmp_path / "run/ledger.jsonl"
+    ledger.write_text(ledger.read_text().replace('"rejected"', '"approved"'))
+    with pytest.raises(Exception, match="entry 3: expected content with the hash that it names"):
+        clean.run(CleanConfig(corpus=corpus, removals=str(tmp_path / "run"), output=str(tmp_path / "again")))
+
+
+def test_policies_and_scorers_are_for_requests_and_are_refused_before_anything_is_written(place, tmp_path):
+    facts = write_jsonl(tmp_path / "f.jsonl", [{"id": "f", "prompt": "The capital of Oz is", "target": "Mantua"}])
+    trace.run(TraceConfig(index=str(place / "index"), facts=facts, output=str(tmp_path / "rankings")))
+    for options, message in (
+        ({"rankings": tmp_path / "rankings", "scorers": ("pii",)}, "--scorers: expected rankings of audit requests"),
+        ({"rankings": place / "rankings", "scorers": ("pi",)}, "scorer: expected hf:.*, found 'pi'"),
+        ({"rankings": place / "rankings", "duplicates": 0.1}, "near-duplicates: expected 0.2 to 1"),
+    ):
+        rankings = str(options.pop("rankings"))
+        with pytest.raises(ConfigError, match=message):
+            flag.run(FlagConfig(rankings=rankings, output=str(tmp_path / "run"), **options))
+        assert not (tmp_path / "run").exists()
