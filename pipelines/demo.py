@@ -16,7 +16,7 @@ from typing import Any
 from pipelines import clean, flag, index, progress, trace, train, verify
 from pipelines.config import CleanConfig, DemoConfig, FlagConfig, IndexConfig, TraceConfig, TrainConfig, VerifyConfig
 from pipelines.demo_corpus import DemoCorpus, make_demo_corpus
-from pipelines.report import Answer, ReportData, TracedFact, render_report
+from pipelines.demo_report import Answer, ReportData, TracedFact, render_report
 from pipelines.storage import read_manifest, read_rankings
 from schemas.errors import ConfigError
 from schemas.manifest import Manifest

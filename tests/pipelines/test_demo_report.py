@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from pipelines.report import (
+from pipelines.demo_report import (
     Answer,
     ReportData,
     TracedFact,
