@@ -9,6 +9,7 @@ import tyro
 
 from pipelines import config as configs
 from schemas.errors import ConfigError, ProponentError
+from schemas.visible import visible
 
 VERBS = {
     "train": configs.TrainConfig,
@@ -21,10 +22,18 @@ VERBS = {
     "restore": configs.RestoreConfig,
     "purge": configs.PurgeConfig,
     "verify": configs.VerifyConfig,
+    "report": configs.ReportConfig,
     "evaluate": configs.EvaluateConfig,
     "demo": configs.DemoConfig,
 }
 BEAM_VERBS = ("index", "trace", "flag", "clean", "purge")
+
+
+class VisibleFormatter(logging.Formatter):
+    """A message may name what comes from a corpus: nothing in it acts on the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
 
 
 def usage() -> str:
@@ -77,9 +86,10 @@ def main(argv: list[str] | None = None) -> int:
     """The verb's exit code: 0 done, 1 a bug, else that of the error (schemas/errors.py)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(VisibleFormatter("%(levelname)s %(name)s: %(message)s"))
     # Beam says so at every import where its gcp extra is not installed, which is no news to who runs locally.
     handler.addFilter(lambda record: not record.getMessage().startswith("apitools not found"))
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", handlers=[handler])
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
         return 0
@@ -94,7 +104,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         run_verb(verb, rest, beam_args)
     except ProponentError as error:
-        print(f"proponent {verb}: {error}", file=sys.stderr)
+        print(visible(f"proponent {verb}: {error}"), file=sys.stderr)
         return error.exit_code
     return 0
 

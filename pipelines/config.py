@@ -365,6 +365,26 @@ class VerifyConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """Write the audit's reports: a page for each request and one over all, and the evidence for a spreadsheet."""
+
+    run: tyro.conf.Positional[str]
+    """Folder that `flag` wrote for audit requests, with what was decided since."""
+    output: str
+    """Folder for index.html, a page for each request, and evidence.csv."""
+    cleaned: str = ""
+    """The corpus that `clean` wrote: which removals were carried out in it."""
+    certificate: str = ""
+    """The certificate that `purge` wrote: which files of the index are gone."""
+    verification: str = ""
+    """Folder that `verify` wrote: what was measured after the removal."""
+    language: Literal["en", "de"] = "en"
+    """Language of the reports; what comes from the corpus stays as it is."""
+    quiet: bool = False
+    """No progress bars and no summary."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
     """Print how well rankings find known proponents, as one JSON object."""
 

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
+from schemas.visible import visible
+
 _state = {"quiet": False}
 
 
@@ -41,10 +43,10 @@ def bar(label: str, total: int | None, unit: str) -> Iterator[Callable[..., None
 
 
 def summary(title: str, rows: dict[str, object]) -> None:
-    """The table that a verb ends with."""
+    """The table that a verb ends with; a value may come from a corpus, and nothing in it acts on the terminal."""
     if _state["quiet"]:
         return
     table = Table(title=title, show_header=False, title_justify="left", min_width=min(60, 20 + len(title)))
     for name, value in rows.items():
-        table.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
-    Console(stderr=True).print(table)
+        table.add_row(name, f"{value:,}" if isinstance(value, int) else visible(str(value)))
+    Console(stderr=True, markup=False, emoji=False).print(table)
