@@ -1,4 +1,4 @@
-"""Every word that a report says, by name, from one JSON file a language; numbers and dates as that language writes them.
+"""Every word that a report says, by name, from one JSON file a language; numbers and dates as the language has them.
 
 messages/report.<language>.json -> Language
 
@@ -37,7 +37,7 @@ class Language:
         if values.get("n") == 1 and f"{name}_one" in self.messages:
             name = f"{name}_one"
         told = {key: self.count(value) if type(value) is int else value for key, value in values.items()}
-        return Markup(escape(self.messages[name])).format(**told)  # noqa: S704 (ours, and escaped)
+        return Markup(escape(self.messages[name])).format(**told)
 
     def named(self, kind: str, name: str) -> str:
         """What a name of the data is called, `signal_bm25` for instance; a name that has no message stays as it is."""

@@ -21,6 +21,7 @@ from pipelines.stage import library_versions
 from pipelines.storage import OutputFolder, join
 from schemas.errors import ConfigError
 from schemas.manifest import Manifest
+from schemas.visible import visible
 
 if TYPE_CHECKING:
     from pipelines.report_pages import Pages
@@ -51,7 +52,7 @@ def page_names(request_ids: Iterable[str]) -> dict[str, str]:
             tried = (f"{name or 'request'}-{digest[:length]}" for length in range(8, len(digest) + 1))
             names[request_id] = next(one for one in tried if one.casefold() not in used)
             used.add(names[request_id].casefold())
-    return {request_id: f"{name}.html" for request_id, name in names.items()}
+    return {request_id: f"{names[request_id]}.html" for request_id in ids}
 
 
 def _load_pages(config: ReportConfig) -> "Pages":
@@ -85,7 +86,10 @@ def run(config: ReportConfig) -> Manifest:
             config={name: value for name, value in asdict(config).items() if name != "quiet"},
             versions=library_versions(),
             counts={"in": len(names), "kept": len(names), "removed": 0, "dead": 0},
-            details={"pages": names, "ledger": {"entries": len(audit.entries), "hash": audit.head}},
+            details={
+                "pages": {name: visible(i) for i, name in names.items()},
+                "ledger": {"entries": len(audit.entries), "hash": audit.head},
+            },
             files=files,
         )
         output.finish(manifest)

@@ -176,7 +176,9 @@ class Pages:
         facts = [fact for fact in audit.verification.facts if not fact.retain] if audit.verification else []
         said = [row["request"]["said_by_model"] for row in found]
         findings = [
-            self.say("index_said", n=len(said), said=said.count(True), unsaid=said.count(False), unasked=said.count(None)),
+            self.say(
+                "index_said", n=len(said), said=said.count(True), unsaid=said.count(False), unasked=said.count(None)
+            ),
             *self._decided(counts, len(every)),
             self._carried(audit, every),
             self._measured(audit, facts),

@@ -49,7 +49,9 @@ def with_classes(pieces: list[dict[str, Any]]) -> list[dict[str, Any]]:
     redacted = [bool({"redact", "taken"} & set(piece["marks"])) for piece in pieces]
     around = zip(pieces, [False, *redacted], redacted, [*redacted[1:], False], strict=False)
     return [
-        {"hidden": ""} | piece | {"classes": " ".join([*"m"[: len(piece["marks"])], *piece["marks"], *_ends(before, here, after)])}
+        {"hidden": ""}
+        | piece
+        | {"classes": " ".join([*"m"[: len(piece["marks"])], *piece["marks"], *_ends(before, here, after)])}
         for piece, before, here, after in around
     ]
 
@@ -143,7 +145,8 @@ def retained(facts: list[MeasuredFact]) -> dict[str, tuple[int, int]]:
     """Of the other facts that were answered before to every prompt: (still so, asked) after and in the control."""
     told = [f for f in facts if f.retain and f.replies["before"].known == f.replies["before"].asked]
     return {
-        arm: (sum(f.replies[arm].known == f.replies[arm].asked for f in told), len(told)) for arm in ("after", "control")
+        arm: (sum(f.replies[arm].known == f.replies[arm].asked for f in told), len(told))
+        for arm in ("after", "control")
     }
 
 
@@ -243,5 +246,3 @@ def csv_heading(audit: Audit) -> list[str]:
 def totals(audit: Audit) -> dict[str, int]:
     """How many examples there are of each outcome, over all requests, each once."""
     return audit.outcomes(list(audit.case.passages)) | {"found": len(audit.case.passages)}
-
-
