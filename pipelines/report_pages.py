@@ -91,10 +91,11 @@ class Pages:
         (after, total), (control, _) = others["after"], others["control"]
         return self.say("stayed", n=total, after=after, control=control)
 
-    def _measured(self, audit: Audit, facts: list[MeasuredFact]) -> Markup:
+    def _measured(self, audit: Audit, facts: list[MeasuredFact], missing: str) -> Markup:
+        """What was measured; `missing` is the message where nothing was asked."""
         if audit.verification is None:
             return self.say("effect_not_given")
-        return self._effect(audit.verification, facts) if facts else self.say("effect_not_asked")
+        return self._effect(audit.verification, facts) if facts else self.say(missing)
 
     def _brief(self, audit: Audit, facts: list[MeasuredFact]) -> Markup:
         """What was measured of a request, in a cell."""
@@ -131,7 +132,7 @@ class Pages:
             self.say("found", n=len(example_ids), passages=num_passages, groups=groups),
             *self._decided(counts, len(example_ids)),
             self._carried(audit, example_ids),
-            self._measured(audit, facts),
+            self._measured(audit, facts, "effect_not_asked"),
         ]
         html = self._render(
             "audit_request.html.j2",
@@ -145,7 +146,7 @@ class Pages:
             places=rows.anchors(cards),
             verification=audit.verification,
             facts=facts,
-            effect=self._measured(audit, facts),
+            effect=self._measured(audit, facts, "effect_not_asked"),
             stayed=self._stayed(audit.verification) if audit.verification else None,
             plot=self._plot(facts) if facts else None,
             version=audit.version,
@@ -158,10 +159,11 @@ class Pages:
 
     def index(self, audit: Audit, names: dict[str, str]) -> str:
         """The page over all requests; an example that several ask for counts once in the totals."""
-        found = []
+        found, asked = [], {}
         for request_id, request in audit.case.requests.items():
             example_ids = audit.examples(request_id)
             facts = audit.verification.about(request) if audit.verification else []
+            asked |= {fact.fact_id: fact for fact in facts}
             found.append(
                 {
                     "request": request,
@@ -173,7 +175,7 @@ class Pages:
             )
         every = list(audit.case.passages)
         counts = audit.outcomes(every)
-        facts = [fact for fact in audit.verification.facts if not fact.retain] if audit.verification else []
+        facts = list(asked.values())
         said = [row["request"]["said_by_model"] for row in found]
         findings = [
             self.say(
@@ -181,7 +183,7 @@ class Pages:
             ),
             *self._decided(counts, len(every)),
             self._carried(audit, every),
-            self._measured(audit, facts),
+            self._measured(audit, facts, "effect_not_asked_any"),
         ]
         return self._render(
             "audit_index.html.j2",
@@ -191,7 +193,7 @@ class Pages:
             num_examples=len(every),
             num_passages=sum(map(len, audit.case.passages.values())),
             verification=audit.verification,
-            effect=self._measured(audit, facts),
+            effect=self._measured(audit, facts, "effect_not_asked_any"),
             stayed=self._stayed(audit.verification) if audit.verification else None,
             plot=self._plot(facts) if facts else None,
             num_facts=len(facts),

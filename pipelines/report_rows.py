@@ -17,6 +17,17 @@ from schemas.records import Removal
 MOST = (4_000, 1_500)  # characters and pieces of a passage that are shown; evidence.jsonl holds the rest
 MOST_FILES = 200  # of a certificate's files on one page
 MOST_PLOTTED = 30  # rows of a plot
+VERIFIED_WITH = (
+    "before",
+    "after",
+    "control",
+    "after_corpus",
+    "control_corpus",
+    "seeds",
+    "facts",
+    "retain_facts",
+    "held_out",
+)
 CSV_HEADING = (
     "request_id", "category", "example_id", "source", "file", "row", "start", "end", "sha256", "group", "rank",
     "score", "coverage", "overlaps", "labels", "proposal", "rule", "decision", "decided_by", "decided_at", "reason",
@@ -202,10 +213,18 @@ def method(audit: Audit) -> list[tuple[str, Any]]:
         ("approximations", audit.index.details.get("approximations", []) if audit.index else None),
         ("weights", _weights(audit)),
         ("ledger", (len(audit.entries), audit.head)),
+        ("verification", _verification(audit)),
         ("versions", audit.manifest.versions),
         ("config", json.dumps(config, indent=1, ensure_ascii=False) if config else ""),
     ]
     return rows
+
+
+def _verification(audit: Audit) -> dict[str, str]:
+    """The options of the verification that say on what it was measured."""
+    config = audit.verification.manifest.config if audit.verification else {}
+    told = {name: config.get(name) for name in VERIFIED_WITH}
+    return {n: v if isinstance(v, str) else " ".join(map(str, v)) for n, v in told.items() if v}
 
 
 def _weights(audit: Audit) -> dict[str, float]:

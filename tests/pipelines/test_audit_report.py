@@ -202,6 +202,13 @@ def test_a_prediction_is_called_one_and_no_answer_of_it_is_shown(options, tmp_pa
     assert "the sea" not in told(html.split('id="effect"')[1]) and "0.020" in page
 
 
+def test_a_verification_of_something_else_is_not_called_this_audits(options, tmp_path):
+    folder = verification(tmp_path / "other", [("elsewhere", "The sky is", " green")])
+    report.run(config(tmp_path / "out", {"run": options["run"], "verification": folder}))
+    index = told((tmp_path / "out/index.html").read_text())
+    assert "asked about none of these requests" in index and "the model gave the output complained of" not in index
+
+
 def test_facts_are_a_requests_by_their_id_or_by_their_words(options, tmp_path):
     for name, fact in (
         ("case", ("r2", "x", " y")),
