@@ -26,7 +26,7 @@ def padded(batch: list[Sequence], device: torch.device) -> tuple[torch.Tensor, t
     return tokens.to(device), labels.to(device)
 
 
-def batches(sequences: list[Sequence], batch_tokens: int = BATCH_TOKENS) -> list[list[int]]:
+def batches(sequences: list[Sequence], batch_tokens: int) -> list[list[int]]:
     """Positions of the sequences that have a loss, in batches of at most `batch_tokens` padded tokens."""
     told = [i for i, sequence in enumerate(sequences) if sequence.has_loss]
     return [[told[i] for i in batch] for batch in token_batches([sequences[i].size for i in told], batch_tokens)]
@@ -36,7 +36,7 @@ def batches(sequences: list[Sequence], batch_tokens: int = BATCH_TOKENS) -> list
 def losses(checkpoint: Checkpoint, sequences: list[Sequence]) -> np.ndarray:
     """`[sequences]`, float64: the summed loss of each; 0 where none is taken."""
     found = np.zeros(len(sequences))
-    for batch in batches(sequences):
+    for batch in batches(sequences, BATCH_TOKENS):
         tokens, labels = padded([sequences[i] for i in batch], checkpoint.device)
         logits = checkpoint.model(input_ids=tokens, use_cache=False).logits.float()
         each = functional.cross_entropy(logits.mT, labels, ignore_index=NO_LOSS, reduction="none")
