@@ -4,7 +4,8 @@
 
 An effect is a difference to the control, where as many random examples were removed, and to before. The sentences say
 what was asked and what came, never what a model holds: to other prompts it may answer otherwise. A prediction's keys
-and sentences say that they are one (`predicted`).
+and sentences say that they are one (`predicted`). It is of changes in probability alone: how many answers will change
+follows from the changes' size, which a step does not tell (on the demo it was a ninth of what was measured).
 """
 
 import math
@@ -77,7 +78,9 @@ def _effects(measured: Measured) -> dict[str, Any]:
     """Differences between the arms by set of facts and measure, each with its interval."""
     found: dict[str, Any] = {}
     for name, facts in (("facts", measured.facts), ("retain_facts", measured.retain)):
-        chosen = {"probability": facts, "known": facts, "paraphrases_known": measured.paraphrased(facts)}
+        chosen = {"probability": facts}
+        if not measured.predicted:
+            chosen |= {"known": facts, "paraphrases_known": measured.paraphrased(facts)}
         found[name] = {
             measure: _differences({arm: measured.values(arm, those, measure) for arm in ARMS})
             for measure, those in chosen.items()
@@ -95,19 +98,20 @@ def summarise(measured: Measured) -> dict[str, Any]:
     """
     facts, retain, prefix = measured.facts, measured.retain, measured.prefix
     summary: dict[str, Any] = {"num_facts": len(facts), "num_retain_facts": len(retain)}
-    for arm in ARMS:
-        summary[_name(measured, "known", arm)] = float(measured.values(arm, facts, "known").mean())
+    arms = ARMS[:1] if measured.predicted else ARMS
+    for arm in arms:
+        summary[f"known_{arm}"] = float(measured.values(arm, facts, "known").mean())
     known = measured.values("before", retain, "known") == 1
     summary["others_known_before"] = int(known.sum())
     for arm, name in (("after", "others_retained"), ("control", "others_retained_control")):
-        stayed = (measured.values(arm, retain, "known") == 1) & known
-        summary[f"{prefix}{name}"] = int(stayed.sum()) / max(1, int(known.sum()))
+        if arm in arms:
+            stayed = (measured.values(arm, retain, "known") == 1) & known
+            summary[name] = int(stayed.sum()) / max(1, int(known.sum()))
     summary["num_seeds"] = len(measured.answers)
     if several := measured.paraphrased(facts):
         summary["num_paraphrased_facts"] = len(several)
-        for arm in ARMS:
-            share = float(measured.values(arm, several, "paraphrases_known").mean())
-            summary[_name(measured, "paraphrases_known", arm)] = share
+        for arm in arms:
+            summary[f"paraphrases_known_{arm}"] = float(measured.values(arm, several, "paraphrases_known").mean())
     if held := measured.held_out:
         tokens = int(held.tokens.sum())
         summary |= {"held_out_examples": len(held.tokens), "held_out_tokens": tokens, "held_out_cut": held.cut}
@@ -131,14 +135,17 @@ def _sentence(measured: Measured, noun: str, how: str, flags: list[dict[str, boo
     seeds = f" (over {len(measured.answers)} seeds)" if len(measured.answers) > 1 else ""
     if not answered:
         return f"None of the {len(flags)} {noun}{seeds} was answered {how} before, so no such answer could go."
-    if measured.predicted:
-        return (
-            f"{PREDICTION}of {answered} {noun}{seeds} answered {how} before, {gone} would no longer be after one step "
-            f"on the removals; {still} still would be after one on the control."
-        )
     return (
-        f"Of {answered} {noun}{seeds} answered {how} before, {gone} no longer are after the removal; in the control "
-        f"{still} still are."
+        f"After the removal the model no longer answers {gone} of {answered} {noun}{seeds} {how} as it did before; the "
+        f"control still answers {still} of {answered} so."
+    )
+
+
+def _predicted_sentence(fact: Fact, probability: dict[str, float]) -> str:
+    step, control = (probability[arm] - probability["before"] for arm in ("after", "control"))
+    return (
+        f"{PREDICTION}one step on the removals changes the probability of {fact.target.strip()!r} by {step:+.4f}, one "
+        f"on the control by {control:+.4f}; the order of such changes is predicted, not their size."
     )
 
 
@@ -158,13 +165,12 @@ def _flags(measured: Measured, facts: list[Fact], every_prompt: bool) -> list[di
 
 def _statements(measured: Measured, summary: dict[str, Any]) -> list[str]:
     """What was found, a sentence each; an interval where there is one."""
-    several = measured.paraphrased(measured.facts)
+    several, found = measured.paraphrased(measured.facts), []
     asked = [("first prompts of the facts", measured.facts, False)]
     asked += [("prompts of the paraphrased facts", several, True)] if several else []
     asked += [("first prompts of the facts to retain", measured.retain, False)]
-    found = [
-        _sentence(measured, noun, "with their targets", _flags(measured, facts, every)) for noun, facts, every in asked
-    ]
+    if not measured.predicted:
+        found = [_sentence(measured, noun, "with their targets", _flags(measured, *those)) for noun, *those in asked]
     effects, label = summary[f"{measured.prefix}effects"], PREDICTION if measured.predicted else ""
     for name, what in (("facts", "the facts"), ("retain_facts", "the facts to retain")):
         found.append(
@@ -195,13 +201,15 @@ def fact_effects(measured: Measured) -> list[dict[str, Any]]:
             probability = {arm: float(measured.values(arm, [fact], "probability").mean()) for arm in ARMS}
             row: dict[str, Any] = {"set": name, "fact_id": fact.id, "prompt": fact.prompt, "target": fact.target}
             row["prompts"] = len(flags)
-            for arm in ARMS:
-                row[_name(measured, "prompts_known", arm)] = sum(flag[arm] for flag in flags)
+            for arm in ARMS[:1] if measured.predicted else ARMS:
+                row[f"prompts_known_{arm}"] = sum(flag[arm] for flag in flags)
             row |= {_name(measured, "probability", arm): probability[arm] for arm in ARMS}
             for a, b in COMPARED:
                 row[f"{measured.prefix}probability_{a}_minus_{b}"] = probability[a] - probability[b]
-            how = f"with {fact.target.strip()!r}"
-            row[f"{measured.prefix}statement"] = _sentence(measured, "prompts", how, flags)
+            if measured.predicted:
+                row["predicted_statement"] = _predicted_sentence(fact, probability)
+            else:
+                row["statement"] = _sentence(measured, "prompts", f"with {fact.target.strip()!r}", flags)
             rows.append(row)
     return rows
 

@@ -9,7 +9,6 @@ measured effect is known (`python -m bench.predict`), it ranks facts by the chan
 large a change will be it does not say.
 """
 
-import logging
 from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
@@ -37,11 +36,9 @@ from schemas.manifest import Manifest
 from schemas.records import Removal
 from schemas.removals import approved, parse_removals
 
-log = logging.getLogger(__name__)
-
 
 def read_removals(path: str, option: str) -> list[Removal]:
-    """The approved removals of a file. Raises ConfigError if there is none."""
+    """The approved removals of a file. Raises ConfigError if there is none, or one that is no whole text's."""
     found = parse_removals(read_bytes(path), path)
     chosen = approved(found)
     if not chosen:
@@ -49,7 +46,19 @@ def read_removals(path: str, option: str) -> list[Removal]:
             f"--{option} {path}: expected at least one approved removal, found none among {len(found)}; set their "
             "decision to approved"
         )
+    require_whole(chosen, path, option)
     return chosen
+
+
+def require_whole(removals: list[Removal], path: str, option: str) -> None:
+    """Raises ConfigError for a redaction: the step is up a whole example's loss, and a redaction leaves some of it."""
+    others = [removal.example_id for removal in removals if removal.action != "remove"]
+    if others:
+        raise ConfigError(
+            f"--{option} {path}: expected removals of whole examples, found {len(others)} of another kind "
+            f"({', '.join(others[:5])}{', ...' if len(others) > 5 else ''}); predict from the removals alone, or "
+            "measure with --after and --control"
+        )
 
 
 def find_examples(config: VerifyConfig, removals: Iterable[Removal]) -> dict[str, Record]:

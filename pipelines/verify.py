@@ -7,7 +7,6 @@ Several seeds are several checkpoints an arm, or trainings here. With `--predict
 (pipelines/predict.py).
 """
 
-import logging
 import os
 from collections.abc import Callable
 from dataclasses import asdict
@@ -18,17 +17,38 @@ from attribution.effects import ARMS
 from pipelines import predict, resources
 from pipelines.asking import Reply, ask, load_last, measured, read_questions, require_askable, require_held_out, write
 from pipelines.config import TrainConfig, VerifyConfig
-from pipelines.corpus import list_corpus
-from pipelines.storage import OutputFolder, join
-from schemas.manifest import Manifest
+from pipelines.corpus import CorpusFormat, base_folder, list_corpus, read_records
+from pipelines.storage import OutputFolder, exists, join, read_manifest
+from schemas.errors import ArtifactMismatch
+from schemas.manifest import MANIFEST, Manifest
 
-log = logging.getLogger(__name__)
 Train = Callable[[TrainConfig], Manifest]
 
 
 def _own_seed(path: str) -> int | None:
     """The seed that a checkpoint of ours was trained with; None of any other checkpoint."""
     return read_meta(resources.resolve_checkpoints((path,))[-1]).get("recipe", {}).get("seed")
+
+
+def _require_its_corpus(config: VerifyConfig) -> None:
+    """Raises ArtifactMismatch where --before was trained on another number of examples than --before_corpus has.
+
+    The other seeds' models would know other examples than its own. Nothing is known of a checkpoint that was moved out
+    of the folder that `train` wrote.
+    """
+    folder = os.path.dirname(resources.resolve_checkpoints(config.before)[-1])
+    if not exists(join(folder, MANIFEST)):
+        return
+    expected = read_manifest(folder, "checkpoints").counts["in"]
+    meta = load_last(config.before[0]).meta
+    format = CorpusFormat(meta.get("id_field", "id"), meta.get("text_field", "text"))
+    base = base_folder(config.before_corpus)
+    found = sum(1 for path, _ in list_corpus(config.before_corpus) for _ in read_records(path, format, base))
+    if found != expected:
+        raise ArtifactMismatch(
+            f"--before_corpus {config.before_corpus}: expected the {expected} examples that {config.before[0]} was "
+            f"trained on, found {found}; give that corpus"
+        )
 
 
 class _Arms:
@@ -78,6 +98,8 @@ def run(config: VerifyConfig, train: Train) -> Manifest:
     questions = read_questions(config)
     require_held_out(config)
     require_askable(config, (*config.control, *config.after, *config.before), questions)
+    if config.seeds:
+        _require_its_corpus(config)
     with OutputFolder(config.output, _plan(config)) as output:
         arms, replies = _Arms(config, train, output.path), []
         for position, seed in enumerate(arms.seeds):

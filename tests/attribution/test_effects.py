@@ -94,18 +94,21 @@ def test_held_out_loss_is_per_token_and_its_difference_too():
 def test_sentences_say_what_was_asked_and_what_came():
     told = summarise(measured(ONE_SEED))["statements"]
     assert told[:3] == [
-        "Of 2 first prompts of the facts answered with their targets before, 2 no longer are after the removal; in the "
-        "control 2 still are.",
-        "Of 2 prompts of the paraphrased facts answered with their targets before, 1 no longer are after the removal; "
-        "in the control 2 still are.",
-        "Of 2 first prompts of the facts to retain answered with their targets before, 1 no longer are after the "
-        "removal; in the control 2 still are.",
+        "After the removal the model no longer answers 2 of 2 first prompts of the facts with their targets as it did "
+        "before; the control still answers 2 of 2 so.",
+        "After the removal the model no longer answers 1 of 2 prompts of the paraphrased facts with their targets as it "
+        "did before; the control still answers 2 of 2 so.",
+        "After the removal the model no longer answers 1 of 2 first prompts of the facts to retain with their targets "
+        "as it did before; the control still answers 2 of 2 so.",
     ]
     assert told[3] == (
         "Mean change in the target's probability over the facts, after minus control: -0.5000 (95% interval -0.6000 to "
         "-0.4000)."
     )
-    assert "(over 2 seeds) answered with their targets" in summarise(measured(ONE_SEED, OTHER_SEED))["statements"][0]
+    assert (
+        "2 of 3 first prompts of the facts (over 2 seeds) with"
+        in summarise(measured(ONE_SEED, OTHER_SEED))["statements"][0]
+    )
 
 
 def test_every_fact_has_its_prompts_over_seeds_and_a_sentence():
@@ -118,8 +121,8 @@ def test_every_fact_has_its_prompts_over_seeds_and_a_sentence():
     assert b["probability_after"] == pytest.approx((0.2 + 0.1) / 2)
     assert b["probability_after_minus_control"] == pytest.approx(0.15 - 0.45)
     assert b["statement"] == (
-        "Of 2 prompts (over 2 seeds) answered with 'y' before, 1 no longer are after the removal; in the control 2 "
-        "still are."
+        "After the removal the model no longer answers 1 of 2 prompts (over 2 seeds) with 'y' as it did before; the "
+        "control still answers 2 of 2 so."
     )
 
 
@@ -141,14 +144,21 @@ def test_what_was_predicted_says_so_in_every_name_and_sentence():
     }  # fmt: skip
     summary = summarise(found)
     assert {name for name in summary if not name.startswith("predicted_")} == measured_only
-    assert {"predicted_known_after", "predicted_others_retained_control", "predicted_effects"} <= summary.keys()
-    assert all(said.startswith("Predicted, not measured: ") for said in summary["predicted_statements"])
+    named = {"effects", "statements", "held_out_loss_after", "held_out_loss_control"}
+    assert summary.keys() - measured_only == {f"predicted_{name}" for name in named}
+    assert summary["predicted_effects"]["facts"].keys() == {"probability"}  # of sizes nothing is predicted, nor counts
+    assert len(summary["predicted_statements"]) == 3 and all(
+        said.startswith("Predicted, not measured: ") for said in summary["predicted_statements"]
+    )
     for row in fact_effects(found):
         plain = {name for name in row if not name.startswith("predicted_")}
         assert plain == {
             "set", "fact_id", "prompt", "target", "prompts", "prompts_known_before", "probability_before"
         }  # fmt: skip
-        assert row["predicted_statement"].startswith("Predicted, not measured: ")
+    assert fact_effects(found)[0]["predicted_statement"] == (
+        "Predicted, not measured: one step on the removals changes the probability of 'x' by -0.7000, one on the "
+        "control by -0.1000; the order of such changes is predicted, not their size."
+    )
     assert {row["arm"] for row in answer_rows(found, [0])} == {"before", "predicted_after", "predicted_control"}
 
 
