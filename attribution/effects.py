@@ -118,7 +118,7 @@ def summarise(measured: Measured) -> dict[str, Any]:
         for arm in ARMS:
             summary[_name(measured, "held_out_loss", arm)] = float(held.losses[arm].mean(0).sum()) / tokens
     summary[f"{prefix}effects"] = _effects(measured)
-    over = "facts" if len(measured.answers) == 1 else "seeds and facts"
+    over = "facts, or held-out texts" if len(measured.answers) == 1 else "seeds, and facts or held-out texts"
     summary["intervals"] = {"kind": "percentile bootstrap", "level": LEVEL, "resamples": RESAMPLES, "over": over}
     summary[f"{prefix}statements"] = _statements(measured, summary)
     return summary

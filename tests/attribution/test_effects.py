@@ -48,7 +48,7 @@ def test_shares_of_one_seed_are_over_facts():
     others = ("others_known_before", "others_retained", "others_retained_control")
     assert [summary[name] for name in others] == [2, 1 / 2, 1.0]
     assert summary["intervals"] == {
-        "kind": "percentile bootstrap", "level": 0.95, "resamples": 10_000, "over": "facts"
+        "kind": "percentile bootstrap", "level": 0.95, "resamples": 10_000, "over": "facts, or held-out texts"
     }  # fmt: skip
 
 
@@ -58,7 +58,7 @@ def test_shares_of_several_seeds_are_over_pairs_of_seed_and_fact():
     assert (summary["num_seeds"], summary["others_known_before"]) == (2, 2 + 1)
     assert summary["others_retained"] == 2 / 3  # r and s of one seed, s of the other: s went in the first
     assert summary["others_retained_control"] == 2 / 3
-    assert summary["intervals"]["over"] == "seeds and facts"
+    assert summary["intervals"]["over"] == "seeds, and facts or held-out texts"
 
 
 def test_paraphrases_are_the_mean_share_of_prompts_over_the_facts_that_have_several():
@@ -96,8 +96,8 @@ def test_sentences_say_what_was_asked_and_what_came():
     assert told[:3] == [
         "After the removal the model no longer answers 2 of 2 first prompts of the facts with their targets as it did "
         "before; the control still answers 2 of 2 so.",
-        "After the removal the model no longer answers 1 of 2 prompts of the paraphrased facts with their targets as it "
-        "did before; the control still answers 2 of 2 so.",
+        "After the removal the model no longer answers 1 of 2 prompts of the paraphrased facts with their targets as "
+        "it did before; the control still answers 2 of 2 so.",
         "After the removal the model no longer answers 1 of 2 first prompts of the facts to retain with their targets "
         "as it did before; the control still answers 2 of 2 so.",
     ]

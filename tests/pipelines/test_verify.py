@@ -139,7 +139,8 @@ def test_arms_are_trained_for_every_seed_and_before_is_taken_where_it_has_the_se
         "after_corpus": corpora["cleaned"], "control_corpus": corpora["control"],
     }  # fmt: skip
     summary = verify.run(config(place, tmp_path / "v", **options), recording).details
-    assert (summary["seeds"], summary["num_seeds"], summary["intervals"]["over"]) == ([0, 1], 2, "seeds and facts")
+    assert (summary["seeds"], summary["num_seeds"]) == ([0, 1], 2)
+    assert summary["intervals"]["over"].startswith("seeds, and facts")
     names = ["after-checkpoints-0", "control-checkpoints-0", "before-checkpoints-1", "after-checkpoints-1"]
     names.append("control-checkpoints-1")
     assert [Path(asked.output).name for asked in trained] == names
