@@ -149,7 +149,7 @@ def run_loop(config: DemoConfig, corpus: DemoCorpus, out: Path) -> None:
         clean.run(CleanConfig(corpus=corpus_path, removals=removals, output=place(output), quiet=quiet))
     verify.run(
         VerifyConfig(
-            before=place("before"),
+            before=(place("before"),),
             after_corpus=place("cleaned"),
             control_corpus=place("control"),
             facts=claims_path,
@@ -185,7 +185,7 @@ def write_report(config: DemoConfig, corpus: DemoCorpus, out: Path) -> dict[str,
         "num_planted": len(planted),
         "num_removed": len(removals),
         "num_removed_planted": len(planted & removed_ids),
-        **verified,
+        **{name: value for name, value in verified.items() if isinstance(value, int | float)},
     }
     answers = _read_answers(out / "verification")
 
