@@ -22,6 +22,7 @@ VERBS = {
     "purge": configs.PurgeConfig,
     "verify": configs.VerifyConfig,
     "evaluate": configs.EvaluateConfig,
+    "explain": configs.ExplainConfig,
     "demo": configs.DemoConfig,
 }
 BEAM_VERBS = ("index", "trace", "flag", "clean", "purge")

@@ -440,6 +440,22 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExplainConfig:
+    """Print the chain of one example: from the request over evidence and decisions to the bytes that are gone."""
+
+    run: tyro.conf.Positional[str]
+    """Folder that `flag` wrote."""
+    id: str
+    """The example's id."""
+    cleaned: tuple[str, ...] = ()
+    """Corpora that `clean` wrote with this run's decisions."""
+    certificates: tuple[str, ...] = ()
+    """Certificates that `purge` wrote."""
+    quiet: bool = False
+    """No effect: what is printed is all there is."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DemoConfig:
     """Run the whole loop on a small corpus of real facts with planted false claims, and write an HTML report."""
 
