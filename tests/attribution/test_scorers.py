@@ -208,6 +208,9 @@ def too_many(texts):
 def outside(texts):
     return [{"score": 1.0, "spans": [(0, 99)]} for text in texts]
 
+def flat(texts):
+    return [{"score": 1.0, "spans": [0, 4]} for text in texts]
+
 def words(texts):
     return ["very toxic" for text in texts]
 
@@ -263,6 +266,8 @@ def test_a_wrong_number_of_results_is_told_of_the_text_it_is_for(own):
 def test_spans_outside_the_text_are_refused(own):
     _, failures = score_texts(load_scorer(f"python:{own.stem}:outside"), ["short"])
     assert failures == {0: Failure("expected spans inside the text's 5 characters, found [(0, 99)]")}
+    _, failures = score_texts(load_scorer(f"python:{own.stem}:flat"), ["short"])
+    assert failures[0].reason.startswith("expected spans as pairs of start and end, found {'score': 1.0")
 
 
 @pytest.mark.parametrize(("function", "told"), [("words", "found 'very toxic'"), ("one_number", "found float")])
