@@ -25,7 +25,7 @@ from typing import IO, Any, Literal, Self
 
 from schemas.errors import ArtifactMismatch
 from schemas.manifest import MANIFEST
-from schemas.records import Action, Removal, checked_spans
+from schemas.records import Action, Removal
 
 LEDGER = "ledger.jsonl"
 HEAD = "ledger.head.json"
@@ -54,13 +54,12 @@ class Entry:
     hash: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("reviewer", "example_id", "sha256"):
-            value = getattr(self, name)
-            if not isinstance(value, str) or not value:
-                raise ValueError(f"field '{name}' must be a non-empty string, found {value!r}")
+        if not isinstance(self.reviewer, str) or not self.reviewer:
+            raise ValueError(f"field 'reviewer' must be a non-empty string, found {self.reviewer!r}")
         if self.decision not in VERDICTS:
             raise ValueError(f"field 'decision' must be one of {', '.join(VERDICTS)}, found {self.decision!r}")
-        checked_spans(self.action, self.spans)
+        names = ("example_id", "sha256", "action", "spans")
+        Removal.from_row({name: getattr(self, name) for name in names} | {"decision": "proposed"})  # checks them
 
     @classmethod
     def from_row(cls, row: Any) -> Self:

@@ -19,23 +19,6 @@ def text_sha256(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def checked_spans(action: str, spans: Any) -> tuple[tuple[int, int], ...]:
-    """The spans as tuples; raises ValueError unless they are what the action asks for."""
-    if action not in ("remove", "redact"):
-        raise ValueError(f"field 'action' must be 'remove' or 'redact', found {action!r}")
-    pairs = tuple(tuple(span) for span in spans)
-    if action == "remove" and pairs:
-        raise ValueError("field 'spans' is for the action 'redact'; 'remove' takes the whole example")
-    if action == "redact" and not pairs:
-        raise ValueError("field 'spans' must name what is redacted, found none")
-    end = 0
-    for pair in pairs:
-        if len(pair) != 2 or any(type(place) is not int for place in pair) or not end <= pair[0] < pair[1]:
-            raise ValueError(f"field 'spans' must be [start, end] pairs, sorted, not empty and apart, found {spans!r}")
-        end = pair[1]
-    return pairs
-
-
 def _known(cls, row: dict[str, Any]) -> dict[str, Any]:
     """The row's fields that the record has; raises ValueError for one that is missing and has no default."""
     for f in fields(cls):
@@ -159,12 +142,34 @@ class Proponent:
         return asdict(self)
 
 
+def _checked_spans(value: Any, action: str) -> tuple[tuple[int, int], ...]:
+    """The spans of a redaction; raises ValueError where they are none, not sorted, or overlap."""
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"field 'spans' must be a list of [start, end], found {value!r}")
+    if action == "remove":
+        if value:
+            raise ValueError(f"field 'spans' must be empty for the action 'remove', found {value!r}")
+        return ()
+    if not value:
+        raise ValueError("field 'spans' must hold at least one [start, end] for the action 'redact', found none")
+    last = 0
+    for span in value:
+        whole = isinstance(span, list | tuple) and len(span) == 2 and all(type(place) is int for place in span)
+        if not whole or not last <= span[0] < span[1]:
+            raise ValueError(
+                "field 'spans' must hold [start, end] in characters, start before end, sorted and not overlapping, "
+                f"found {span!r} in {value!r}"
+            )
+        last = span[1]
+    return tuple((start, end) for start, end in value)
+
+
 @dataclass(frozen=True)
 class Removal:
     """A decision about one example. Only `decision == "approved"` is ever acted on.
 
-    `redact` takes only `spans` (character spans of the example's text) out, `remove` the whole example. Removals of one
-    `group` are near-duplicates that stand or fall together.
+    The action `remove` takes the example out; `redact` takes the characters of `spans` out of its text. `request_ids`
+    are the audit requests that ask for it; near-duplicates share a `group`, which stands or falls together.
     """
 
     example_id: str
@@ -188,10 +193,12 @@ class Removal:
                 raise ValueError(f"field '{name}' must be a non-empty string, found {row.get(name)!r}")
         if row["decision"] not in ("proposed", "approved", "rejected"):
             raise ValueError(f"field 'decision' must be proposed, approved or rejected, found {row['decision']!r}")
-        known = _known(cls, {"reason": "", **row})
-        known["spans"] = checked_spans(row.get("action", "remove"), row.get("spans") or ())
+        if row.get("action", "remove") not in ("remove", "redact"):
+            raise ValueError(f"field 'action' must be remove or redact, found {row['action']!r}")
+        known = _known(cls, {"reason": "", "action": "remove", **row})
         for name in ("fact_ids", "evidence", "request_ids"):
             known[name] = tuple(known.get(name) or ())
+        known["spans"] = _checked_spans(known.get("spans") or (), known["action"])
         return cls(**known)
 
     def to_row(self) -> dict[str, Any]:

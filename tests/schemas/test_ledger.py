@@ -304,11 +304,11 @@ def test_what_is_read_from_bytes_is_what_is_read_from_disk(run):
     [
         ({"reviewer": ""}, "'reviewer' must be a non-empty string"),
         ({"decision": "proposed"}, "'decision' must be one of approved, rejected, undone, found 'proposed'"),
-        ({"action": "redact"}, "'spans' must name what is redacted"),
-        ({"spans": ((1, 2),)}, "'spans' is for the action 'redact'"),
-        ({"action": "redact", "spans": ((3, 5), (4, 6))}, "sorted, not empty and apart"),
-        ({"action": "redact", "spans": ((3, 3),)}, "sorted, not empty and apart"),
-        ({"action": "delete"}, "'action' must be 'remove' or 'redact', found 'delete'"),
+        ({"action": "redact"}, "'spans' must hold at least one"),
+        ({"spans": ((1, 2),)}, "'spans' must be empty for the action 'remove'"),
+        ({"action": "redact", "spans": ((3, 5), (4, 6))}, "sorted and not overlapping"),
+        ({"action": "redact", "spans": ((3, 3),)}, "sorted and not overlapping"),
+        ({"action": "delete"}, "'action' must be remove or redact, found 'delete'"),
     ],
 )
 def test_what_is_no_decision_is_refused(change, message):
