@@ -122,6 +122,7 @@ def listening_socket(port: int) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((LOOPBACK, port))
+        listening.listen(128)  # now, as the addresses are printed before the server has begun
     except OSError as error:
         listening.close()
         raise ConfigError(

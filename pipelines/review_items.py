@@ -17,7 +17,7 @@ from functools import cached_property
 from typing import Any
 
 from pipelines.storage import absolute, join, read_bytes, read_manifest, verified
-from schemas.errors import ConfigError
+from schemas.errors import ArtifactMismatch, ConfigError
 from schemas.ledger import Entry, standing
 from schemas.records import Removal
 from schemas.removals import parse_removals
@@ -29,6 +29,11 @@ SNIPPET, NAME = 140, 200  # characters
 SHORT, WHOLE = (8_000, 2_000), (2_000_000, 20_000)  # characters and pieces of a passage that the page is given at once
 _LEVELS = (0.1, 0.35, 0.7)  # of the passage's highest share: a token's influence is drawn in as many strengths
 Spans = tuple[tuple[int, int], ...]
+REQUEST_FIELDS = frozenset({"request_id", "category", "cases", "exemplars", "said_by_model"})
+EVIDENCE_FIELDS = frozenset(
+    "request_id example_id start end text source file row sha256 group rank score signals ranks coverage tokens "
+    "overlap words facts labels proposal".split()
+)
 
 
 class Refused(Exception):
@@ -83,8 +88,19 @@ class Case:
         ]
 
 
-def _rows(folder: str, name: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in read_bytes(verified(folder, name)).split(b"\n") if line]
+def parse_rows(data: bytes, path: str, names: frozenset[str]) -> list[dict[str, Any]]:
+    """The objects of a JSONL file; raises ArtifactMismatch for one that lacks a field."""
+    rows = []
+    for number, line in enumerate(data.split(b"\n"), start=1):
+        if line:
+            rows.append(json.loads(line))
+            missing = sorted(names - rows[-1].keys())
+            if missing:
+                raise ArtifactMismatch(
+                    f"{path}, line {number}: expected the fields {', '.join(sorted(names))}, found no "
+                    f"{' and no '.join(missing)}; another version of proponent wrote it: run `flag` again"
+                )
+    return rows
 
 
 def load_case(folder: str) -> Case:
@@ -98,7 +114,17 @@ def load_case(folder: str) -> Case:
             "`proponent flag --requests`, or edit a copy of its removals.jsonl and take the decisions with --take"
         )
     removals = parse_removals(read_bytes(verified(folder, REMOVALS)), join(folder, REMOVALS))
-    return make_case(folder, _rows(folder, REQUESTS), _rows(folder, EVIDENCE), removals)
+    requests, evidence = (
+        parse_rows(read_bytes(verified(folder, name)), join(folder, name), names)
+        for name, names in ((REQUESTS, REQUEST_FIELDS), (EVIDENCE, EVIDENCE_FIELDS))
+    )
+    unknown = {row["request_id"] for row in evidence} - {row["request_id"] for row in requests}
+    if unknown:
+        raise ArtifactMismatch(
+            f"{join(folder, EVIDENCE)}: expected evidence for the requests in {REQUESTS}, found some for "
+            f"{', '.join(sorted(unknown))}; run `flag` again"
+        )
+    return make_case(folder, requests, evidence, removals)
 
 
 def make_case(

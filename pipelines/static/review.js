@@ -196,13 +196,12 @@ function refresh() {
 }
 
 function scrollQueue() {
-  const row = $("queue").querySelector("[aria-current]")?.parentElement;
-  const box = $("queue");
-  if (row && box.scrollHeight > box.clientHeight) {
-    const [top, bottom] = [row.offsetTop - box.offsetTop, row.offsetTop - box.offsetTop + row.offsetHeight];
-    if (top < box.scrollTop) box.scrollTop = top - 8;
-    else if (bottom > box.scrollTop + box.clientHeight) box.scrollTop = bottom - box.clientHeight + 8;
-  }
+  const row = $("queue").querySelector("[aria-current]")?.getBoundingClientRect();
+  const pane = narrow.matches ? $("queue") : document.querySelector("aside");
+  const seen = pane.getBoundingClientRect();
+  const around = 2 * (row?.height ?? 0); // two rows before and after stay in view
+  if (row && row.top - around < seen.top) pane.scrollTop += row.top - around - seen.top;
+  else if (row && row.bottom + around > seen.bottom) pane.scrollTop += row.bottom + around - seen.bottom;
 }
 
 /** The next item of the queue as it is filtered, from the current one on; only undecided ones if asked so. */
@@ -407,24 +406,25 @@ function evidence(passage) {
       make("td", { class: "wide" }, bar(signal.share)),
       make("td", {}, number(signal.score)),
       make("td", {}, signal.rank ?? "–")));
-    box.append(make("table", { class: "signals" },
+    const part = make("div", { class: "found" }, make("table", { class: "signals" },
       make("caption", {}, bdi(t("for_request", { id: found.request }))),
       make("thead", {}, make("tr", {}, make("th", { scope: "col" }, t("signal")), make("td", {}),
         make("th", { scope: "col" }, t("score")), make("th", { scope: "col" }, t("rank")))),
       make("tbody", {}, ...rows)));
-    if (found.coverage !== null) box.append(make("p", { class: "note" }, t("coverage", { share: percent.format(found.coverage) })));
+    if (found.coverage !== null) part.append(make("p", { class: "note" }, t("coverage", { share: percent.format(found.coverage) })));
     if (found.facts.length > 1) {
-      box.append(make("details", { class: "note" }, make("summary", {}, t("facts")),
+      part.append(make("details", { class: "note" }, make("summary", {}, t("facts")),
         make("ul", {}, ...found.facts.map((fact) => make("li", {}, bdi(t("fact", { ...fact, score: number(fact.score) })))))));
     }
+    box.append(part);
   }
   if (passage.labels.length) {
-    box.append(make("h4", {}, t("labels")), make("ul", { class: "labels" }, ...passage.labels.map((label) => {
+    box.append(make("div", { class: "found" }, make("h4", {}, t("labels")), make("ul", { class: "labels" }, ...passage.labels.map((label) => {
       const line = make("li", {}, make("b", {}, bdi(label.label)), " ", label.score === null ? t("not_a_number") : decimals.format(label.score),
         make("span", { class: "note" }, ` · ${t("label_threshold", { threshold: number(label.threshold) })} · `, bdi(`${label.scorer} ${label.version}`)));
       if (label.texts.length) line.append(make("ul", { class: "quotes" }, ...label.texts.map((words) => make("li", { dir: "auto" }, words))));
       return line;
-    })));
+    }))));
   }
   return box;
 }

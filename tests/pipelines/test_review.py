@@ -99,6 +99,20 @@ def test_a_run_without_evidence_is_refused(tmp_path):
         load_case(str(folder))
 
 
+def test_evidence_that_lacks_a_field_or_a_request_is_refused(tmp_path):
+    row = evidence("r1", "a", "text", 1)
+    odd = {name: value for name, value in row.items() if name not in ("tokens", "row")}
+    removals = [Removal("a", row["sha256"], "proposed", "")]
+    with pytest.raises(
+        ArtifactMismatch, match=r"evidence.jsonl, line 2: expected the fields .*found no row and no tokens"
+    ):
+        load_case(write_run(tmp_path / "one", [request("r1")], [row, odd], removals))
+    with pytest.raises(
+        ArtifactMismatch, match=r"for the requests in requests.jsonl, found some for r1; run `flag` again"
+    ):
+        load_case(write_run(tmp_path / "two", [request("r2")], [row], removals))
+
+
 # ------------------------------------------------------------------------------------------------------------- evidence
 
 
@@ -393,7 +407,6 @@ def test_only_loopback_is_listened_to_and_a_taken_port_is_named():
     with listening_socket(0) as listening:
         host, port = listening.getsockname()
         assert host == "127.0.0.1"
-        listening.listen()
         with pytest.raises(ConfigError, match=f"--port: expected a free port, found {port}"):
             listening_socket(port)
 
@@ -410,6 +423,16 @@ def test_a_ledger_that_is_not_whole_is_refused_before_a_page_is_served(run, case
     assert main(["review", run, "--by", "Ada", "--quiet"]) == 3
     told = capsys.readouterr()
     assert "entry 1: expected 3 entries" in told.err and told.out == ""
+
+
+@pytest.mark.parametrize("library", ["uvicorn", "starlette.applications"])
+def test_a_missing_library_names_its_extra(run, monkeypatch, library):
+    monkeypatch.setitem(sys.modules, library, None)
+    monkeypatch.delitem(sys.modules, "pipelines.review_server", raising=False)
+    with pytest.raises(
+        ConfigError, match=r"the libraries of the review page, found: .*pip install 'proponent\[review\]'"
+    ):
+        review.run(ReviewConfig(run=run, by="Ada"))
 
 
 def test_what_a_review_ends_with(case):

@@ -294,7 +294,7 @@ def test_keys_can_be_turned_off_and_are_explained(room, tmp_path):
     ada = enter()
     ada.press("?")
     dialog = ada.page.get_by_role("dialog", name="Keys")
-    assert "Approve what is proposed" in dialog.inner_text()
+    assert "Approve the removal" in dialog.inner_text()
     ada.press("a")
     dialog.get_by_role("checkbox").uncheck()
     ada.press("Escape")
@@ -443,6 +443,27 @@ def test_a_hostile_corpus_executes_nothing_and_breaks_nothing(room, tmp_path, wi
     assert len(stands) == 2 * (len(HOSTILE) // 2 - (len(HOSTILE) % 2 == 0)) and {d for d, _ in stands.values()} == {
         "rejected"
     }
+
+
+def test_a_long_queue_goes_along(room, tmp_path):
+    rows = [evidence("r1", f"doc-{n:03d}", f"Belmont is place {n}.", n + 1, tokens=[]) for n in range(450)]
+    run = write_run(tmp_path / "run", [request("r1")], rows)
+    _, enter = room(run)
+    ada = enter()
+    assert ada.page.locator("#queue li").count() == 200
+    for n in range(1, 16):
+        ada.press("j")
+        ada.heading(f"doc-{n:03d}")
+    row, pane = ada.page.locator("#queue [aria-current]").bounding_box(), ada.page.locator("aside").bounding_box()
+    assert pane["y"] <= row["y"] and row["y"] + row["height"] <= pane["y"] + pane["height"]
+    ada.page.get_by_role("button", name="Show 200 more").click()
+    assert ada.page.locator("#queue li").count() == 400
+    ada.press("f")
+    ada.page.keyboard.type("doc-449")
+    ada.heading("doc-449")
+    ada.press("Escape", "a")
+    ada.waits("#status", "Everything shown is decided.")
+    assert decided(run) == {"doc-449": ("approved", "remove")}
 
 
 def test_a_word_of_a_megabyte_is_shown_in_part_and_whole_on_demand(room, tmp_path):
