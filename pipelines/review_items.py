@@ -31,8 +31,29 @@ _LEVELS = (0.1, 0.35, 0.7)  # of the passage's highest share: a token's influenc
 Spans = tuple[tuple[int, int], ...]
 REQUEST_FIELDS = frozenset({"request_id", "category", "cases", "exemplars", "said_by_model"})
 EVIDENCE_FIELDS = frozenset(
-    "request_id example_id start end text source file row sha256 group rank score signals ranks coverage tokens "
-    "overlap words facts labels proposal".split()
+    [
+        "request_id",
+        "example_id",
+        "start",
+        "end",
+        "text",
+        "source",
+        "file",
+        "row",
+        "sha256",
+        "group",
+        "rank",
+        "score",
+        "signals",
+        "ranks",
+        "coverage",
+        "tokens",
+        "overlap",
+        "words",
+        "facts",
+        "labels",
+        "proposal",
+    ]
 )
 
 
