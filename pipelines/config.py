@@ -4,7 +4,7 @@ No torch and no Beam here, so that `--help` and a mistyped option answer at once
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -234,7 +234,7 @@ class FlagConfig:
 class ReviewConfig:
     """Decide about what `flag` proposed: on a page that this machine alone can open, or by an edited file."""
 
-    run: tyro.conf.Positional[str]
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder that `flag` wrote."""
     port: int = 0
     """Port on 127.0.0.1; 0 takes a free one."""
