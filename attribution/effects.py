@@ -5,7 +5,7 @@
 An effect is a difference to the control, where as many random examples were removed, and to before. The sentences say
 what was asked and what came, never what a model holds: to other prompts it may answer otherwise. A prediction's keys
 and sentences say that they are one (`predicted`). It is of changes in probability alone: how many answers will change
-follows from the changes' size, which a step does not tell (on the demo it was a ninth of what was measured).
+follows from the changes' size, which a step does not tell (`python -m bench.predict`: a ninth of what was measured).
 """
 
 import math
@@ -145,7 +145,7 @@ def _predicted_sentence(fact: Fact, probability: dict[str, float]) -> str:
     step, control = (probability[arm] - probability["before"] for arm in ("after", "control"))
     return (
         f"{PREDICTION}one step on the removals changes the probability of {fact.target.strip()!r} by {step:+.4f}, one "
-        f"on the control by {control:+.4f}; the order of such changes is predicted, not their size."
+        f"on the control by {control:+.4f}; the size of a change that would be measured is not predicted."
     )
 
 

@@ -4,9 +4,11 @@
        -> a copy after one step each -> predictions.jsonl, predicted_effects.jsonl, summary.json, manifest.json
 
 For those who cannot train again. Nothing here was measured on a model trained without the removals, and every name of
-what comes out says so. The step (attribution/ascent.py) is `--step_size` learning rates long. On the demo, whose
-measured effect is known (`python -m bench.predict`), it ranks facts by the change in their target's probability; how
-large a change will be it does not say.
+what comes out says so. The step (attribution/ascent.py) is `--step_size` learning rates long. What it is worth on the
+demo, whose effect was measured (`python -m bench.predict`, at the default step): over 12 false claims and 202 true
+facts the predicted and the measured change of the target's probability correlate with 0.58, and of the pairs of a claim
+and a true fact 93 % have the claim fall further. Sizes are not predicted (the claims' mean change is -0.10, where -0.88
+was measured), nor is which true fact moves a little more than another (rank correlation 0.05).
 """
 
 from collections.abc import Iterable

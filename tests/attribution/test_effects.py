@@ -157,7 +157,7 @@ def test_what_was_predicted_says_so_in_every_name_and_sentence():
         }  # fmt: skip
     assert fact_effects(found)[0]["predicted_statement"] == (
         "Predicted, not measured: one step on the removals changes the probability of 'x' by -0.7000, one on the "
-        "control by -0.1000; the order of such changes is predicted, not their size."
+        "control by -0.1000; the size of a change that would be measured is not predicted."
     )
     assert {row["arm"] for row in answer_rows(found, [0])} == {"before", "predicted_after", "predicted_control"}
 
