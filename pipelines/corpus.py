@@ -273,16 +273,16 @@ def with_vectors_of(format: CorpusFormat, files: list[tuple[str, int]], base: st
     )
 
 
-def _parse_line(line: bytes, format: CorpusFormat, row: int) -> Record:
+def _parsed(line: bytes, row: int) -> Any:
+    """The JSON value of a line; raises ValueError with the reason for its refusal."""
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8: byte 0x{line[error.start]:02x} at position {error.start} of the line") from error
     try:
-        fields = json.loads(text.lstrip("\ufeff") if row == 1 else text)
+        return json.loads(text.lstrip("\ufeff") if row == 1 else text)
     except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"not JSON: {error}") from error
-    return _checked(fields, format, row, line)
 
 
 def _jsonl(path: str, format: CorpusFormat) -> Iterator[Record | DeadLetter]:
@@ -290,7 +290,7 @@ def _jsonl(path: str, format: CorpusFormat) -> Iterator[Record | DeadLetter]:
         if not line.strip():
             continue
         try:
-            yield _parse_line(line, format, row)
+            yield _checked(_parsed(line, row), format, row, line)
         except ValueError as error:
             yield DeadLetter(path, row, "read", str(error), line[:200].decode("utf-8", "replace").rstrip())
 
@@ -304,22 +304,24 @@ def _jsonl_rows(path: str, format: CorpusFormat) -> Iterator[Row | DeadLetter | 
             yield None
         else:
             try:
-                record = _parse_line(line, format, row)
-                fields = json.loads(line.decode().lstrip("\ufeff"))
+                fields = _parsed(line, row)
+                record = _checked(fields, format, row, line)
                 yield row, record.id, record.text, fields, line
             except ValueError as error:
                 yield DeadLetter(path, row, "read", str(error), line[:200].decode("utf-8", "replace").rstrip())
 
 
 def _plain_row(line: bytes, id_field: str, text_field: str) -> tuple[str, str, dict[str, Any]] | None:
-    """(id, text, fields) of a line that has a string of each, None for any other, which `_parse_line` then judges.
+    """(id, text, fields) of a line with plain text, None for any other, which `_checked` then judges.
 
-    It takes 0.6 of the time of `_parse_line`: most lines of a corpus are such.
+    Most lines of a corpus are such, and it takes half the time of the judge (2 of 4 us at 400 bytes a line).
     """
     try:
         text_line = line.decode("utf-8")
         fields, end = _raw_decode(text_line)
         record_id, text = fields[id_field], fields[text_field]
+        if type(record_id) is int:
+            record_id = str(record_id)
         if type(record_id) is not str or type(text) is not str or not record_id or not text or text.isspace():
             return None
         if text_line[end:] not in LINE_ENDS:
