@@ -369,27 +369,32 @@ def test_erased_parquet_rows_are_not_set_aside(tmp_path):
     assert os.listdir(tmp_path / "out/removed") == ["00000.jsonl"]
 
 
+NO_TEXT = b'{"id": "e", "text": ""}\n'
+
+
 def aligned(source: Path, attributes: Path) -> list[tuple[bytes, dict]]:
-    """Each line of a document file beside its attributes, as Dolma's mixer walks them: by number."""
+    """Each line of a document file beside its attributes, as Dolma's mixer walks them: by number, the ids compared."""
     pairs = list(zip(unpacked(source).splitlines(), unpacked(attributes).splitlines(), strict=True))
     assert all(bool(line.strip()) == bool(row) for line, row in pairs)
-    return [(line, json.loads(row)) for line, row in pairs if row]
+    found = [(line, json.loads(row)) for line, row in pairs if row]
+    assert all(line == b"bad" or json.loads(line).get("id") == row["id"] for line, row in found)
+    return found
 
 
 @pytest.mark.parametrize("name", ["c.jsonl", "c.jsonl.gz"])
 def test_dolma_attributes_have_a_row_for_each_row_of_the_input_in_its_order(tmp_path, name):
-    lines = [RAW[0], b"\n", RAW[1], b"bad\n", RAW[0], '{"id": "ö\\"", "text": "x"}\n'.encode(), RAW[2], RAW[3]]
+    lines = [RAW[0], b"\n", RAW[1], b"bad\n", NO_TEXT, RAW[0], '{"id": "ö\\"", "text": "x"}\n'.encode(), RAW[2], RAW[3]]
     with create_corpus_file(tmp_path / "in" / name) as file:
         file.write(b"".join(lines))
     path = decisions(tmp_path / "r.jsonl", b=[(0, 1), (2, 4)], c=True)
-    manifest = run_clean(tmp_path / "in/*", path, tmp_path / "out", max_dead_fraction=0.3)
-    assert manifest.counts == {"in": 7, "kept": 4, "removed": 1, "dead": 2}
+    manifest = run_clean(tmp_path / "in/*", path, tmp_path / "out", max_dead_fraction=0.4)
+    assert manifest.counts == {"in": 8, "kept": 4, "removed": 1, "dead": 3}
     pairs = aligned(tmp_path / "in" / name, tmp_path / "out/attributes" / name)
-    assert [row["id"] for _, row in pairs] == ["a", "b", "", "a", 'ö"', "c", "4"]
+    assert [row["id"] for _, row in pairs] == ["a", "b", None, "e", "a", 'ö"', "c", 4]
     marked = [row["attributes"] for _, row in pairs]
     assert marked[1] == {"proponent__redact": [[0, 1, 1.0], [2, 4, 1.0]]}
-    assert marked[5] == {"proponent__remove": [[0, len("Three."), 1.0]]}
-    assert [m for i, m in enumerate(marked) if i not in (1, 5)] == [{}] * 5
+    assert marked[6] == {"proponent__remove": [[0, len("Three."), 1.0]]}
+    assert [m for i, m in enumerate(marked) if i not in (1, 6)] == [{}] * 6
     info = next(info for info in manifest.files if info.name == f"attributes/{name}")
     assert info.rows == len(lines)
 
@@ -400,9 +405,9 @@ def test_dolma_attributes_of_parquet_stand_beside_it_as_jsonl(tmp_path):
     run_clean(tmp_path / "c.parquet", path, tmp_path / "out", max_dead_fraction=0.5)
     rows = [json.loads(line) for line in (tmp_path / "out/attributes/c.parquet.jsonl").read_text().splitlines()]
     assert [(r["id"], r["attributes"]) for r in rows] == [
-        ("1", {}),
-        ("", {}),
-        ("3", {"proponent__remove": [[0, 1, 1.0]]}),
+        (1, {}),
+        (2, {}),
+        (3, {"proponent__remove": [[0, 1, 1.0]]}),
     ]
     assert pq.read_table(tmp_path / "out/corpus/c.parquet")["id"].to_pylist() == [1]
 

@@ -12,7 +12,7 @@ import pytest
 
 from pipelines import corpus, index
 from pipelines.config import IndexConfig
-from pipelines.corpus import CorpusFormat, Record, list_corpus, read_records, read_rows
+from pipelines.corpus import CorpusFormat, Record, Refused, list_corpus, read_records, read_rows
 from schemas.errors import ConfigError, FailureBudgetExceeded
 from schemas.records import DeadLetter, text_sha256
 
@@ -434,17 +434,18 @@ def test_rows_are_what_records_are(tmp_path, first):
         records = list(read_records(str(path), PLAIN, ""))
         rows = list(read_rows(str(path), PLAIN, ""))
         as_tuples = [r if isinstance(r, DeadLetter) else (r.row, r.id, r.text, r.raw) for r in records]
-        found = [(*row[:3], row[4]) if isinstance(row, tuple) else row for row in rows if row is not None]
+        found = [(*row[:3], row[4]) if isinstance(row, tuple) else row.letter for row in rows if row is not None]
         assert found == as_tuples
         assert rows.count(None) == (not line.strip())
         assert all(isinstance(row[3], dict) for row in rows if isinstance(row, tuple))
         seen |= {type(item) for item in rows}
-    assert seen == {tuple, DeadLetter, type(None)}
+    assert seen == {tuple, Refused, type(None)}
 
 
 def test_rows_of_parquet_have_the_columns_that_are_asked_for(tmp_path):
     table = pa.table({"id": [1, 2], "url": ["u", None], "text": ["t", None], "n": [0, 0]})
     pq.write_table(table, tmp_path / "c.parquet")
-    row, letter = read_rows(str(tmp_path / "c.parquet"), PLAIN, "", ("url", "nowhere"))
+    row, refused = read_rows(str(tmp_path / "c.parquet"), PLAIN, "", ("url", "nowhere"))
     assert row == (1, "1", "t", {"id": 1, "text": "t", "url": "u"}, None)
-    assert [letter] == list(read_records(str(tmp_path / "c.parquet"), PLAIN, ""))[1:]
+    assert [refused.letter] == list(read_records(str(tmp_path / "c.parquet"), PLAIN, ""))[1:]
+    assert refused.given_id == 2
