@@ -142,8 +142,9 @@ def test_a_removal_is_followed_from_the_request_to_the_bytes_that_are_gone(place
     run, letter, guide = tmp_path / "run", removals["letter"], removals["guide"]
     config = ExplainConfig(run=str(run), id="guide")
     assert explain.run(config)[-1] == "no decision stands: nothing is removed"
-    append(run, [Entry("Ann", "guide", guide["sha256"], "approved", reason="false \x1b[2J\u202e"),
-                 Entry("Ann", "letter", letter["sha256"], "approved", "redact", tuple(map(tuple, letter["spans"])))])  # fmt: skip
+    spans = tuple(map(tuple, letter["spans"]))
+    decisions = [Entry("Ann", "guide", guide["sha256"], "approved", reason="false \x1b[2J\u202e")]
+    append(run, [*decisions, Entry("Ann", "letter", letter["sha256"], "approved", "redact", spans)])
     corpus, index_folder = str(place / "corpus.jsonl"), tmp_path / "index"
     shutil.copytree(place / "index", index_folder)
     clean.run(CleanConfig(corpus=corpus, removals=str(run), output=str(tmp_path / "cleaned")))
