@@ -395,33 +395,38 @@ HOSTILE = [
 
 
 def hostile_run(folder: Path) -> str:
-    """Every hostile text in every place that a corpus, a request or a scorer can fill."""
+    """Every hostile text, the long ones' beginning, in every place that a corpus, a request or a scorer can fill."""
     rows, requests = [], []
     for place, text in enumerate(HOSTILE):
         short = text[:5_000]
         case = {"prompt": text, "output": text, "said": text, "known": False, "probability": float("nan")}
         requests.append(
-            request(f"r{place}{short}", category=short or "other", cases=[case], exemplars=[text], requester=short,
-                    reason=text, deadline=short, said_by_model=False)
+            request(f"r{place}{short}", category=short or "other", cases=[case], exemplars=[short], requester=short,
+                    reason=short, deadline=short, said_by_model=False)
         )  # fmt: skip
         label = {"scorer": short, "version": short, "threshold": 0.5, "label": short, "score": float("nan"),
                  "spans": [[0, len(text)]]}  # fmt: skip
         for number, group in ((1, f"g{short}"), (2, f"g{short}")):
             rows.append(
                 evidence(
-                    f"r{place}{short}", f"{place}.{number}{short}", text, number, source=short, file=text, group=group,
+                    f"r{place}{short}", f"{place}.{number}{short}", text, number, source=short, file=short, group=group,
                     signals={"bm25": 1.0, short or "s": float("nan")}, ranks={"bm25": 1}, labels=[label],
                     overlap=[[0, min(40, len(text))]], tokens=[[0, len(text), 1.0]], words=[[0, 9], [-5, 10**7]],
                     facts=[{"fact_id": short, "rank": 1, "score": 1.0}] * 2,
-                    proposal=proposal("redact", [[0, 5]] if len(text) > 5 else [], text),
+                    proposal=proposal("redact", [[0, 5]] if len(text) > 5 else [], short),
                 )
             )  # fmt: skip
     return write_run(folder, requests, rows, [])
 
 
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory) -> str:
+    return hostile_run(tmp_path_factory.mktemp("hostile") / "run")
+
+
 @pytest.mark.parametrize("width", [1440, 420])
-def test_a_hostile_corpus_executes_nothing_and_breaks_nothing(room, tmp_path, width):
-    run = hostile_run(tmp_path / "run")
+def test_a_hostile_corpus_executes_nothing_and_breaks_nothing(room, hostile, tmp_path, width):
+    run = str(shutil.copytree(hostile, tmp_path / "run"))
     _, enter = room(run)
     eve = enter("<img src=x onerror=alert(7)>\u202e\x1b[31m", width=width)
     tags = eve.page.evaluate("[...new Set([...document.querySelectorAll('*')].map((e) => e.localName))].sort().join()")
