@@ -12,7 +12,6 @@ from pipelines.config import ExplainConfig
 from pipelines.corpus import CLEANED, CorpusFormat, Record, read_records, relative_name
 from pipelines.decisions import REMOVALS
 from pipelines.evidence import EVIDENCE
-from pipelines.report import printable
 from pipelines.requests import read_asked
 from pipelines.storage import absolute, join, read_bytes, read_manifest, verified
 from pipelines.versions import taken_out
@@ -21,13 +20,14 @@ from schemas.ledger import Entry, read_ledger, standing
 from schemas.manifest import Manifest
 from schemas.records import Removal
 from schemas.removals import parse_removals
+from schemas.visible import visible
 
 SHOWN = 200  # characters of a text
 
 
 def _shown(text: str) -> str:
     """A text in one line of a terminal: without what moves its cursor or turns its direction."""
-    line = printable(" ".join(text.split()))
+    line = visible(" ".join(text.split()))
     return f"'{line[:SHOWN]}'" + (f" and {len(line) - SHOWN:,} characters more" if len(line) > SHOWN else "")
 
 

@@ -157,7 +157,7 @@ def test_a_removal_is_followed_from_the_request_to_the_bytes_that_are_gone(place
         "output complained of 'Mantua, every guide says'; the model was not asked",
         f"passage {corpus}, row 52",
         "decision 1, ",
-        "'Ann': approved (remove): 'false \ufffd[2J\ufffd'",
+        "'Ann': approved (remove): 'false ⟦ESC⟧[2J⟦U+202E⟧'",
         f"text with the sha256 {guide['sha256']}; its text is kept in removed/",
         "now: no record has this id",
         "purged in generation 2",
