@@ -73,10 +73,10 @@ def classify(classifier: Classifier, texts: list[str], batch_tokens: int = 8192)
     windows, owners = encoded["input_ids"], encoded["overflow_to_sample_mapping"]
     if not all(windows):
         raise ValueError(f"classifier {classifier.path}: the text has no token")
-    pad = classifier.model.config.pad_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    pad = classifier.model.config.pad_token_id  # the model's, which some find the last token or the positions by
     batches = token_batches([len(tokens) for tokens in windows], batch_tokens)
-    if pad is None:  # some decoders have no token for it: a window at a time
-        batches = [[i] for batch in batches for i in batch]
+    if pad is None:  # a decoder that was trained without: a window at a time
+        batches = ([i] for batch in batches for i in batch)
     for batch in batches:
         width = max(len(windows[i]) for i in batch)
         tokens = torch.full((len(batch), width), pad or 0)

@@ -7,21 +7,46 @@ from typing import Any
 import torch
 
 from attribution.checkpoint import Checkpoint
-from schemas.facts import with_space
+from schemas.facts import asked, with_space
 from schemas.records import Fact
 
 
 @dataclass(frozen=True)
+class Paraphrase:
+    """One prompt of a fact that has several. `known`: one of the targets asked with it (or an alias) is said greedily.
+
+    `log_probability` is that of the first of these targets.
+    """
+
+    prompt: str
+    known: bool
+    log_probability: float
+
+
+@dataclass(frozen=True)
 class Answer:
-    """`known`: the target (or an alias) is the greedy continuation. `log_probability` is of all the target's tokens."""
+    """`known`: the target (or an alias) is the greedy continuation. `log_probability` is of all the target's tokens.
+
+    Both, and what was `said`, are of the fact's first prompt; `paraphrases` are all its prompts where it has several.
+    """
 
     fact_id: str
     known: bool
     log_probability: float
     said: str
+    paraphrases: tuple[Paraphrase, ...] = ()
+
+    @property
+    def prompts_known(self) -> list[bool]:
+        """Of each prompt of the fact, whether it is known."""
+        return [paraphrase.known for paraphrase in self.paraphrases] or [self.known]
 
     def to_row(self) -> dict[str, Any]:
-        return asdict(self)
+        """All fields; `paraphrases` only where there are any."""
+        row = asdict(self)
+        if not self.paraphrases:
+            del row["paraphrases"]
+        return row
 
 
 def with_aliases(fact: Fact) -> list[Fact]:
@@ -55,11 +80,30 @@ def greedy_continuation(checkpoint: Checkpoint, prompt: str, max_new_tokens: int
     return checkpoint.tokenizer.decode(tokens[start:])
 
 
-def answer(checkpoint: Checkpoint, fact: Fact) -> Answer:
-    """How the model answers the fact's prompt; an alias said greedily counts as known."""
+def _known(checkpoint: Checkpoint, fact: Fact) -> tuple[bool, float]:
+    """(whether the target or an alias is said greedily, the target's log probability)."""
     known, log_probability = _target_score(checkpoint, fact)
     known = known or any(_target_score(checkpoint, spelled)[0] for spelled in with_aliases(fact)[1:])
-    return Answer(fact.id, known, log_probability, greedy_continuation(checkpoint, fact.prompt))
+    return known, log_probability
+
+
+def _paraphrases(checkpoint: Checkpoint, fact: Fact) -> tuple[Paraphrase, ...]:
+    """Every prompt of the fact once, in order; none where it has but one."""
+    by_prompt: dict[str, list[tuple[bool, float]]] = {}
+    for plain in asked(fact):
+        by_prompt.setdefault(plain.prompt, []).append(_known(checkpoint, plain))
+    if len(by_prompt) == 1:
+        return ()
+    return tuple(
+        Paraphrase(prompt, any(known for known, _ in found), found[0][1]) for prompt, found in by_prompt.items()
+    )
+
+
+def answer(checkpoint: Checkpoint, fact: Fact) -> Answer:
+    """How the model answers the fact's prompts; an alias said greedily counts as known."""
+    known, log_probability = _known(checkpoint, fact)
+    said = greedy_continuation(checkpoint, fact.prompt)
+    return Answer(fact.id, known, log_probability, said, _paraphrases(checkpoint, fact))
 
 
 def answers(checkpoint: Checkpoint, facts: list[Fact], progress: Callable[[int], None] | None = None) -> list[Answer]:

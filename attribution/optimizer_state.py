@@ -8,7 +8,7 @@ before as `exp_avg_sq_col`, with a decay of 1 - step^-0.8 that needs no correcti
 
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -160,7 +160,7 @@ def _by_name(
     return found
 
 
-def _require_fit(file: Path, found: dict[str, _Entry], model: torch.nn.Module, layers: dict[str, Layer]) -> None:
+def _require_fit(file: Path, found: dict[str, _Entry], model: torch.nn.Module, layers: Collection[str]) -> None:
     """Raises ConfigError unless all that is found is of this model, and every layer's second moment is found."""
     keys = sorted({key for entry in found.values() for key in entry.state})
     if not any(entry.second for entry in found.values()):
@@ -212,11 +212,15 @@ def _correction(file: Path, name: str, entry: _Entry) -> tuple[int, float] | tup
     return int(step), float(entry.group["betas"][1])
 
 
-def _moment(file: Path, layer: Layer, name: str, entry: _Entry) -> FactoredMoment:
+def _require_numbers(file: Path, name: str, entry: _Entry) -> None:
     for values in entry.second:
         low, high = (float(bound) for bound in values.aminmax())
         if not 0 <= low <= high < float("inf"):
             raise _refuse(file, f"second moments of {name} that are numbers of at least 0", f"{low} to {high}")
+
+
+def _moment(file: Path, layer: Layer, name: str, entry: _Entry) -> FactoredMoment:
+    _require_numbers(file, name, entry)
     if len(entry.second) == 1:
         return factor(layer.as_matrix(entry.second[0]), *_correction(file, name, entry))
     rows, columns = (values.double() for values in entry.second)
@@ -224,6 +228,17 @@ def _moment(file: Path, layer: Layer, name: str, entry: _Entry) -> FactoredMomen
         rows, columns = columns, rows
     # Fused experts have [experts, out] and [experts, in], and one matrix of all rows.
     return FactoredMoment(rows.flatten().numpy(), columns.view(-1, layer.shape[1]).mean(0).numpy())
+
+
+def _read(
+    path: str, model: transformers.PreTrainedModel, meta: dict[str, Any], trainable: frozenset[str]
+) -> tuple[Path, dict[str, _Entry]] | None:
+    """(the file, what it keeps by parameter name), or None where no state was kept. Raises ConfigError."""
+    file = next((Path(path) / name for name in FILES if (Path(path) / name).is_file()), None)
+    if file is None:
+        return None
+    expected = {name: tuple(p.shape) for name, p in model.named_parameters() if name in trainable}
+    return file, _own(file, meta) if file.name == OPTIMIZER else _by_name(file, _load(file), model, expected)
 
 
 def read_moments(
@@ -241,13 +256,40 @@ def read_moments(
     Raises ConfigError for a state of another model (with names and shapes), in an order that cannot be told, of an
     optimizer without second moments, with values that are none, or in a file that holds more than tensors and numbers.
     """
-    file = next((Path(path) / name for name in FILES if (Path(path) / name).is_file()), None)
-    if file is None:
+    read = _read(path, model, meta, trainable)
+    if read is None:
         return None
-    expected = {name: tuple(p.shape) for name, p in model.named_parameters() if name in trainable}
-    found = _own(file, meta) if file.name == OPTIMIZER else _by_name(file, _load(file), model, expected)
+    file, found = read
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     tracked = {names[id(layer.parameter)]: layer for layer in layers}
     _require_fit(file, found, model, tracked)
     eps = _eps(file, [found[name] for name in tracked or found])
     return {layer.name: _moment(file, layer, name, found[name]) for name, layer in tracked.items()}, eps, file.name
+
+
+def _whole(file: Path, name: str, entry: _Entry) -> torch.Tensor:
+    """V in the parameter's shape, bias-corrected; Adafactor's is the product of its two means over their common one."""
+    _require_numbers(file, name, entry)
+    if len(entry.second) == 2:
+        rows, columns = (values.float() for values in entry.second)
+        total = rows.mean(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+        return (rows / total).unsqueeze(-1) * columns.unsqueeze(-2)
+    step, beta2 = _correction(file, name, entry)
+    return entry.second[0].float() / (1.0 if step is None else 1.0 - beta2**step)
+
+
+def read_whole_moments(
+    path: str, model: transformers.PreTrainedModel, meta: dict[str, Any], trainable: frozenset[str]
+) -> tuple[dict[str, torch.Tensor], float, str] | None:
+    """(V by name of each trained parameter, in its shape, the optimizer's eps, the file's name), or None: no state.
+
+    What the optimizer divides its step by is sqrt(V) + eps. Arguments and refusals are those of `read_moments`.
+    """
+    read = _read(path, model, meta, trainable)
+    if read is None:
+        return None
+    file, found = read
+    names = [name for name, _ in model.named_parameters() if name in trainable]
+    _require_fit(file, found, model, names)
+    eps = _eps(file, [found[name] for name in names])
+    return {name: _whole(file, name, found[name]) for name in names}, eps, file.name

@@ -77,11 +77,13 @@ def redact_line(line: bytes, text_field: str, spans: Spans) -> bytes:
     if spans[-1][1] > ends[-1]:
         raise ValueError(f"the span {list(spans[-1])} ends after the text, which has {ends[-1]} characters")
     inside = split_spans(spans, parts)
-    for (value, begin, _), found in reversed(list(zip(strings, inside, strict=True))):
+    cuts = []
+    for (value, begin, _), found in zip(strings, inside, strict=True):
         if found:
             places = _places(text, begin, value)
-            for start, end in reversed(found):
-                text = text[: places(start)] + REDACTED + text[places(end) :]
+            cuts += [(places(start), places(end)) for start, end in found]
+    for start, end in sorted(cuts, reverse=True):  # a completion may stand before its prompt
+        text = text[:start] + REDACTED + text[end:]
     return text.encode("utf-8")
 
 

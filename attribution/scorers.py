@@ -179,7 +179,10 @@ def _labels(scorer: Scorer, text: str, result: Any) -> tuple[Label, ...]:
             raise TypeError(f"expected a number as score and a string as label, found {row!r:.80}")
         if not math.isfinite(score):
             raise ValueError(f"expected a finite score, found {score}")
-        spans = tuple(sorted((int(start), int(end)) for start, end in spans))
+        try:
+            spans = tuple(sorted((int(start), int(end)) for start, end in spans))
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"expected spans as pairs of start and end, found {row!r:.80}") from error
         if any(not 0 <= start < end <= len(text) for start, end in spans):
             raise ValueError(f"expected spans inside the text's {len(text)} characters, found {list(spans)[:3]}")
         if score >= scorer.threshold:

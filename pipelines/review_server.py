@@ -232,8 +232,8 @@ class ReviewApp:
         html = self.template.render(
             text=self.messages,
             language=self.language,
-            run=review_items.visible(Path(self.case.folder).name),
-            reviewer=review_items.visible(session.reviewer),
+            run=review_items.shown(Path(self.case.folder).name),
+            reviewer=review_items.shown(session.reviewer),
             csrf=session.csrf,
         )
         return Response(html.encode("utf-8"), media_type="text/html")
@@ -265,7 +265,7 @@ class ReviewApp:
         if int(since) >= len(entries) > 0:
             return as_json({"seq": len(entries), "states": {}, "by": []})
         by = [
-            {"seq": e.seq, "reviewer": review_items.visible(e.reviewer), "mine": e.reviewer == session.reviewer}
+            {"seq": e.seq, "reviewer": review_items.shown(e.reviewer), "mine": e.reviewer == session.reviewer}
             for e in entries[int(since) :]
         ]
         return as_json({"seq": len(entries), "states": review_items.states(self.case, entries, int(since)), "by": by})

@@ -241,5 +241,5 @@ def all_files(records: list[ShardRecord]) -> list[FileInfo]:
 
 def library_versions() -> dict[str, str]:
     """Versions that decide the bytes of an output."""
-    names = ("apache-beam", "faiss-cpu", "numpy", "pyarrow", "tokenizers", "torch", "transformers")
+    names = ("apache-beam", "datasketch", "faiss-cpu", "numpy", "pyarrow", "tokenizers", "torch", "transformers")
     return {name: metadata.version(name) for name in names} | {"proponent": metadata.version("proponent")}

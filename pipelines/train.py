@@ -4,7 +4,7 @@ corpus files -> (tokenizer) -> steps in an order with holes -> step-000123/, ...
 """
 
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from attribution.checkpoint import load_tokenizer, read_meta
@@ -50,6 +50,8 @@ def run(config: TrainConfig) -> Manifest:
         raise ConfigError(f"--output: training writes to a local folder, found {config.output}; copy it afterwards")
     like = resources.resolve_checkpoints((config.like,))[-1] if config.like else ""
     recipe = _recipe_of(like) if like else None
+    if recipe and config.seed is not None:
+        recipe = replace(recipe, seed=config.seed)
     if like:
         tokenizer = load_tokenizer(like)
     else:
@@ -61,9 +63,10 @@ def run(config: TrainConfig) -> Manifest:
     tokens_an_epoch = sum(len(tokens) - 1 for _, tokens in encoded)
     if recipe is None:
         batches = max(1, round(len(examples) / config.batch_examples))
-        shape = {name: getattr(config, name) for name in ("layers", "width", "heads", "context", "epochs", "seed")}
+        shape = {name: getattr(config, name) for name in ("layers", "width", "heads", "context", "epochs")}
         recipe = Recipe(
             **shape,
+            seed=config.seed or 0,
             batches_per_epoch=batches,
             tokens_per_batch=tokens_an_epoch / batches,
             learning_rate=config.learning_rate,

@@ -1,116 +1,111 @@
 """`verify`: did the knowledge go, and did the rest stay? Measured on the models before, after and in the control.
 
-checkpoints (or corpora to train on) + facts + facts to retain -> answers.jsonl, summary.json, manifest.json
+checkpoints (or corpora to train on) + facts + facts to retain (+ a held-out corpus)
+     -> answers.jsonl, effects.jsonl, summary.json, manifest.json
+
+Several seeds are several checkpoints an arm, or trainings here. With `--predict` nothing is trained
+(pipelines/predict.py).
 """
 
-import json
-import logging
 import os
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from attribution.knowledge import Answer, answers, with_aliases
-from pipelines import progress, resources
+from attribution.checkpoint import read_meta
+from attribution.effects import ARMS
+from pipelines import predict, resources
+from pipelines.asking import Reply, ask, load_last, measured, read_questions, require_askable, require_held_out, write
 from pipelines.config import TrainConfig, VerifyConfig
-from pipelines.corpus import list_corpus
-from pipelines.stage import library_versions
-from pipelines.storage import OutputFolder, join, read_bytes
-from schemas.errors import ConfigError
-from schemas.facts import parse_facts
-from schemas.manifest import Manifest
-from schemas.records import Fact
+from pipelines.corpus import CorpusFormat, base_folder, list_corpus, read_records
+from pipelines.storage import OutputFolder, exists, join, read_manifest
+from schemas.errors import ArtifactMismatch
+from schemas.manifest import MANIFEST, Manifest
 
-log = logging.getLogger(__name__)
-ARMS = ("before", "after", "control")
+Train = Callable[[TrainConfig], Manifest]
 
 
-def summarise(by_arm: dict[str, dict[str, Answer]], facts: list[Fact], retain: list[Fact]) -> dict[str, Any]:
-    """Shares of the facts that are known, and of the facts to retain that were known before and still are."""
-    summary: dict[str, Any] = {"num_facts": len(facts), "num_retain_facts": len(retain)}
-    for arm, answered in by_arm.items():
-        summary[f"known_{arm}"] = sum(answered[fact.id].known for fact in facts) / len(facts)
-    known = [fact for fact in retain if by_arm["before"][fact.id].known]
-    summary["others_known_before"] = len(known)
-    for arm in ("after", "control"):
-        stayed = sum(by_arm[arm][fact.id].known for fact in known)
-        summary["others_retained" if arm == "after" else "others_retained_control"] = stayed / max(1, len(known))
-    return summary
+def _own_seed(path: str) -> int | None:
+    """The seed that a checkpoint of ours was trained with; None of any other checkpoint."""
+    return read_meta(resources.resolve_checkpoints((path,))[-1]).get("recipe", {}).get("seed")
 
 
-def _measure(path: str, facts: list[Fact], arm: str) -> dict[str, Answer]:
-    loaded = resources.checkpoint(resources.resolve_checkpoints((path,))[-1])
-    with progress.bar(f"verify, {arm}", len(facts), "facts") as advance:
-        return {said.fact_id: said for said in answers(loaded, facts, advance)}
+def _require_its_corpus(config: VerifyConfig) -> None:
+    """Raises ArtifactMismatch where --before was trained on another number of examples than --before_corpus has.
 
-
-def _unique(facts: list[Fact], retain: list[Fact], config: VerifyConfig) -> list[Fact]:
-    """Every fact once; raises ConfigError where an id stands for one fact here and another there."""
-    by_id = {fact.id: fact for fact in facts}
-    for fact in retain:
-        known = by_id.setdefault(fact.id, fact)
-        if (known.prompt, known.target) != (fact.prompt, fact.target):
-            raise ConfigError(
-                f"{config.retain_facts}: the id {fact.id!r} is another fact in {config.facts}; give each its own id"
-            )
-    return list(by_id.values())
-
-
-def run(config: VerifyConfig, train: Callable[[TrainConfig], Manifest]) -> Manifest:
-    """Writes every answer and the summary. `train` is the verb, for the arms that are given as corpora."""
-    facts = parse_facts(read_bytes(config.facts), config.facts)
-    retain = parse_facts(read_bytes(config.retain_facts), config.retain_facts)
-    unique = _unique(facts, retain, config)
-    for path in (config.control, config.after, config.before):  # refuses before anything is trained
-        if path:
-            loaded = resources.checkpoint(resources.resolve_checkpoints((path,))[-1])
-            if loaded.kind != "causal":
-                raise ConfigError(
-                    f"{path}: expected a causal language model, whose answers are continuations, found a {loaded.kind} "
-                    "one; ask it with your own tools"
-                )
-            for fact in unique:
-                for spelled in with_aliases(fact):
-                    loaded.encode_fact(spelled)
-    fields = {name: loaded.meta[name] for name in ("id_field", "text_field") if name in loaded.meta}
-    corpora = {arm: getattr(config, f"{arm}_corpus") for arm in ("after", "control")}
-    plan = asdict(config) | {arm: [corpus, list_corpus(corpus)] for arm, corpus in corpora.items() if corpus}
-    plan.pop("quiet")
-    with OutputFolder(config.output, plan) as output:
-        paths = {"before": config.before}
-        for arm in ("after", "control"):
-            paths[arm] = getattr(config, arm)
-            if not paths[arm]:
-                paths[arm] = join(output.path, f"{arm}-checkpoints")
-                if not os.path.exists(paths[arm]):
-                    again = TrainConfig(
-                        corpus=corpora[arm], output=paths[arm], like=config.before, quiet=config.quiet, **fields
-                    )
-                    train(again)
-        by_arm = {arm: _measure(paths[arm], unique, arm) for arm in ARMS}
-        summary = summarise(by_arm, facts, retain)
-        rows = [
-            {"arm": arm, "set": name, "fact_id": fact.id, "prompt": fact.prompt, "target": fact.target}
-            | by_arm[arm][fact.id].to_row()
-            for name, chosen in (("facts", facts), ("retain_facts", retain))
-            for fact in chosen
-            for arm in ARMS
-        ]
-        data = b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
-        files = [
-            output.write("answers.jsonl", data, len(rows)),
-            output.write("summary.json", json.dumps(summary, indent=1).encode() + b"\n", 1),
-        ]
-        manifest = Manifest(
-            kind="verification",
-            config=asdict(config),
-            versions=library_versions(),
-            counts={"in": len(facts) + len(retain), "kept": len(facts) + len(retain), "removed": 0, "dead": 0},
-            details=summary,
-            files=files,
+    The other seeds' models would know other examples than its own. Nothing is known of a checkpoint that was moved out
+    of the folder that `train` wrote.
+    """
+    folder = os.path.dirname(resources.resolve_checkpoints(config.before)[-1])
+    if not exists(join(folder, MANIFEST)):
+        return
+    expected = read_manifest(folder, "checkpoints").counts["in"]
+    meta = load_last(config.before[0]).meta
+    format = CorpusFormat(meta.get("id_field", "id"), meta.get("text_field", "text"))
+    base = base_folder(config.before_corpus)
+    found = sum(1 for path, _ in list_corpus(config.before_corpus) for _ in read_records(path, format, base))
+    if found != expected:
+        raise ArtifactMismatch(
+            f"--before_corpus {config.before_corpus}: expected the {expected} examples that {config.before[0]} was "
+            f"trained on, found {found}; give that corpus"
         )
-        output.finish(manifest)
-    progress.summary(
-        "verify", {name: f"{value:.3f}" if isinstance(value, float) else value for name, value in summary.items()}
-    )
-    return manifest
+
+
+class _Arms:
+    """The checkpoints of each seed's arms: given, or trained here where they do not stand yet."""
+
+    def __init__(self, config: VerifyConfig, train: Train, folder: str):
+        self._config, self._train, self._folder = config, train, folder
+        meta = load_last(config.before[0]).meta
+        self._fields = {name: meta[name] for name in ("id_field", "text_field") if name in meta}
+        self.seeds = list(config.seed_numbers or range(len(config.before)))
+
+    def paths(self, position: int) -> dict[str, str]:
+        """By arm, of the seed at this position; a missing one is trained like the seed's `before`."""
+        config = self._config
+        before = config.before[0 if config.seeds else position]
+        if config.seeds and _own_seed(before) != self.seeds[position]:
+            before = self._trained("before", position, before, seed=self.seeds[position])
+        found = {"before": before}
+        for arm in ("after", "control"):
+            given = getattr(config, arm)
+            found[arm] = given[position] if given else self._trained(arm, position, before)
+        return found
+
+    def _trained(self, arm: str, position: int, like: str, **seed: int) -> str:
+        several = f"-{self.seeds[position]}" if len(self.seeds) > 1 else ""
+        path = join(self._folder, f"{arm}-checkpoints{several}")
+        if not os.path.exists(path):
+            corpus, quiet = getattr(self._config, f"{arm}_corpus"), self._config.quiet
+            self._train(TrainConfig(corpus=corpus, output=path, like=like, quiet=quiet, **self._fields, **seed))
+        return path
+
+
+def _plan(config: VerifyConfig) -> dict[str, Any]:
+    """The options, and the files of each corpus: what a job that resumes must find unchanged."""
+    plan = asdict(config)
+    for name in ("before_corpus", "after_corpus", "control_corpus", "held_out"):
+        if plan[name]:
+            plan[name] = [plan[name], list_corpus(plan[name])]
+    del plan["quiet"]
+    return plan
+
+
+def run(config: VerifyConfig, train: Train) -> Manifest:
+    """Writes every answer and the summary. `train` is the verb, for the arms that are given as corpora."""
+    if config.predict:
+        return predict.run(config)
+    questions = read_questions(config)
+    require_held_out(config)
+    require_askable(config, (*config.control, *config.after, *config.before), questions)
+    if config.seeds:
+        _require_its_corpus(config)
+    with OutputFolder(config.output, _plan(config)) as output:
+        arms, replies = _Arms(config, train, output.path), []
+        for position, seed in enumerate(arms.seeds):
+            paths, label = arms.paths(position), f" (seed {seed})" if len(arms.seeds) > 1 else ""
+            by_arm: dict[str, Reply] = {
+                arm: ask(load_last(paths[arm]), config, questions, f"{arm}{label}") for arm in ARMS
+            }
+            replies.append(by_arm)
+        return write(output, config, "verification", measured(replies, questions), arms.seeds, {"seeds": arms.seeds})

@@ -13,7 +13,7 @@ from schemas.errors import ArtifactMismatch
 
 FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
-Kind = Literal["checkpoints", "index", "rankings", "removals", "corpus", "verification", "report"]
+Kind = Literal["checkpoints", "index", "rankings", "removals", "corpus", "verification", "prediction", "report"]
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,11 @@ function t(name, values = {}) {
   return (state.text[name] ?? name).replace(/\{(\w+)\}/g, (_, key) => values[key] ?? "");
 }
 
+/** A message that depends on a number: `name_one`, `name_other`, or what else the language's rules ask for. */
+function tn(name, count) {
+  return t([`${name}_${plural.select(count)}`, `${name}_other`].find((one) => one in state.text), { count: counts.format(count) });
+}
+
 function known(name, fallback) {
   return name in state.text ? state.text[name] : fallback;
 }
@@ -46,7 +51,8 @@ function make(tag, attributes = {}, ...children) {
 const bdi = (text, attributes = {}) => make("bdi", attributes, text);
 const decimals = new Intl.NumberFormat(document.documentElement.lang, { maximumSignificantDigits: 4 });
 const counts = new Intl.NumberFormat(document.documentElement.lang);
-const percent = new Intl.NumberFormat(document.documentElement.lang, { style: "percent", maximumFractionDigits: 1 });
+const plural = new Intl.PluralRules(document.documentElement.lang);
+const percent = new Intl.NumberFormat(document.documentElement.lang, { style: "percent", maximumSignificantDigits: 3 });
 const number = (value) => (value === null || value === undefined ? t("not_a_number") : decimals.format(value));
 
 function bar(share) {
@@ -190,13 +196,12 @@ function refresh() {
 }
 
 function scrollQueue() {
-  const row = $("queue").querySelector("[aria-current]")?.parentElement;
-  const box = $("queue");
-  if (row && box.scrollHeight > box.clientHeight) {
-    const [top, bottom] = [row.offsetTop - box.offsetTop, row.offsetTop - box.offsetTop + row.offsetHeight];
-    if (top < box.scrollTop) box.scrollTop = top - 8;
-    else if (bottom > box.scrollTop + box.clientHeight) box.scrollTop = bottom - box.clientHeight + 8;
-  }
+  const row = $("queue").querySelector("[aria-current]")?.getBoundingClientRect();
+  const pane = narrow.matches ? $("queue") : document.querySelector("aside");
+  const seen = pane.getBoundingClientRect();
+  const around = 2 * (row?.height ?? 0); // two rows before and after stay in view
+  if (row && row.top - around < seen.top) pane.scrollTop += row.top - around - seen.top;
+  else if (row && row.bottom + around > seen.bottom) pane.scrollTop += row.bottom + around - seen.bottom;
 }
 
 /** The next item of the queue as it is filtered, from the current one on; only undecided ones if asked so. */
@@ -263,7 +268,7 @@ function showChips() {
   const item = state.items[state.current];
   const what = itemState(item);
   const proposed = chip(`proposal ${item.proposal}`, `${t("proposed")}: ${t(`proposal_${item.proposal}`)}`);
-  const group = item.examples.length > 1 ? chip("group", t("duplicates_chip", { count: item.examples.length })) : null;
+  const group = item.examples.length > 1 ? chip("group", tn("duplicates_chip", item.examples.length)) : null;
   chips.replaceChildren(...[chip(`state ${what}`, t(`state_${what}`)), proposed, group].filter(Boolean));
   for (const place of $("item").querySelectorAll("[data-state-of]")) {
     const stands = state.states.get(Number(place.dataset.stateOf));
@@ -291,10 +296,10 @@ function render(item) {
 }
 
 function questions(requests) {
-  const [first, ...rest] = requests.map(question);
-  const more = rest.length ? make("details", {}, make("summary", {}, t("more_requests", { count: rest.length })), ...rest) : null;
+  const [first, second, ...rest] = requests.map(question);
+  const more = rest.length ? make("details", {}, make("summary", {}, tn("more_requests", rest.length)), ...rest) : null;
   return make("section", { class: "questions", "aria-labelledby": "questions-heading" },
-    make("h3", { id: "questions-heading" }, t("requests")), first, more);
+    make("h3", { id: "questions-heading" }, t("requests")), first, second, more);
 }
 
 function question(request) {
@@ -306,7 +311,7 @@ function question(request) {
   if (request.reason) box.append(make("p", { class: "note", dir: "auto" }, request.reason));
   const cases = request.cases.map(complaint);
   box.append(...cases.slice(0, 2));
-  if (cases.length > 2) box.append(make("details", {}, make("summary", {}, t("more_cases", { count: cases.length - 2 })), ...cases.slice(2)));
+  if (cases.length > 2) box.append(make("details", {}, make("summary", {}, tn("more_cases", cases.length - 2)), ...cases.slice(2)));
   for (const text of request.exemplars) {
     box.append(make("div", { class: "complaint" }, make("p", { class: "label" }, t("exemplar")), make("blockquote", { dir: "auto" }, text)));
   }
@@ -319,10 +324,10 @@ function complaint(one) {
   return make("dl", { class: "complaint" },
     make("div", {}, make("dt", {}, t("prompt")), make("dd", { dir: "auto" }, one.prompt)),
     make("div", { class: "output" }, make("dt", {}, t("output")), make("dd", { dir: "auto" }, one.output)),
-    make("div", {}, make("dt", {}, t("model_says")), make("dd", { dir: "auto" }, one.said, make("span", { class: "note" }, ` (${says})`))));
+    make("div", {}, make("dt", {}, t("model_says")), make("dd", { dir: "auto" }, one.said.trim(), make("span", { class: "note" }, ` (${says})`))));
 }
 
-const spansText = (count) => (count === 1 ? t("span") : t("spans", { count }));
+const spansText = (count) => tn("spans", count);
 
 function proposalLine(example) {
   const { action, spans, rules } = example.proposal;
@@ -337,7 +342,7 @@ function legend(item) {
     .map((name) => name.replace(/\d$/, "")));
   const list = make("ul", { class: "legend", "aria-label": t("marks") });
   for (const name of LAYERS.filter((layer) => marks.has(layer))) {
-    const sample = name === "influence" ? [1, 2, 3].map((n) => make("span", { class: `m influence${n}` }, "ab")) : [make("span", { class: `m ${name} first last` }, "ab")];
+    const sample = name === "influence" ? [1, 2, 3].map((n) => make("span", { class: `m m-influence${n}` }, "ab")) : [make("span", { class: `m m-${name} first last` }, "ab")];
     list.append(make("li", {}, make("button", {
       type: "button", class: "layer", "aria-pressed": String(!state.hidden.has(name)),
       on: { click: (event) => toggleLayer(name, event.currentTarget) },
@@ -365,10 +370,10 @@ function passageSection(example, passage, place, total) {
     "aria-label": t("text_label", { id: example.id.slice(0, 80), start: passage.start, end: passage.end }),
     "data-example": example.example, "data-base": passage.start,
   }, ...pieces(passage.segments));
-  const read = make("div", { class: "read" }, make("h3", {}, heading, " ", make("span", { class: "note" }, where)), text);
+  const read = make("div", { class: "read" }, make("h3", {}, heading, make("span", { class: "note" }, ` · ${where}`)), text);
   if (passage.rest) {
     const all = make("button", { type: "button", class: "quiet", on: { click: () => show(state.current, true, true) } }, t("show_rest"));
-    read.append(make("p", { class: "note" }, t("rest", { count: counts.format(passage.rest) }), " ", all));
+    read.append(make("p", { class: "note" }, tn("rest", passage.rest), " ", all));
   }
   if (passage.overlaps.length) {
     read.append(make("p", { class: "label" }, t("overlaps")),
@@ -380,7 +385,7 @@ function passageSection(example, passage, place, total) {
 function pieces(segments) {
   return segments.map((piece, place) => {
     const has = (name, other) => segments[other]?.marks.includes(name);
-    const names = [...piece.marks];
+    const names = piece.marks.map((name) => `m-${name}`);
     for (const name of ["redact", "taken"]) {
       if (!piece.marks.includes(name)) continue;
       if (!has(name, place - 1)) names.push("first");
@@ -401,24 +406,25 @@ function evidence(passage) {
       make("td", { class: "wide" }, bar(signal.share)),
       make("td", {}, number(signal.score)),
       make("td", {}, signal.rank ?? "–")));
-    box.append(make("table", { class: "signals" },
+    const part = make("div", { class: "found" }, make("table", { class: "signals" },
       make("caption", {}, bdi(t("for_request", { id: found.request }))),
       make("thead", {}, make("tr", {}, make("th", { scope: "col" }, t("signal")), make("td", {}),
         make("th", { scope: "col" }, t("score")), make("th", { scope: "col" }, t("rank")))),
       make("tbody", {}, ...rows)));
-    if (found.coverage !== null) box.append(make("p", { class: "note" }, t("coverage", { share: percent.format(found.coverage) })));
+    if (found.coverage !== null) part.append(make("p", { class: "note" }, t("coverage", { share: percent.format(found.coverage) })));
     if (found.facts.length > 1) {
-      box.append(make("details", { class: "note" }, make("summary", {}, t("facts")),
+      part.append(make("details", { class: "note" }, make("summary", {}, t("facts")),
         make("ul", {}, ...found.facts.map((fact) => make("li", {}, bdi(t("fact", { ...fact, score: number(fact.score) })))))));
     }
+    box.append(part);
   }
   if (passage.labels.length) {
-    box.append(make("h4", {}, t("labels")), make("ul", { class: "labels" }, ...passage.labels.map((label) => {
+    box.append(make("div", { class: "found" }, make("h4", {}, t("labels")), make("ul", { class: "labels" }, ...passage.labels.map((label) => {
       const line = make("li", {}, make("b", {}, bdi(label.label)), " ", label.score === null ? t("not_a_number") : decimals.format(label.score),
         make("span", { class: "note" }, ` · ${t("label_threshold", { threshold: number(label.threshold) })} · `, bdi(`${label.scorer} ${label.version}`)));
       if (label.texts.length) line.append(make("ul", { class: "quotes" }, ...label.texts.map((words) => make("li", { dir: "auto" }, words))));
       return line;
-    })));
+    }))));
   }
   return box;
 }
@@ -433,7 +439,7 @@ function duplicates(examples) {
   });
   return make("section", { class: "duplicates" },
     make("details", { id: "duplicates" },
-      make("summary", {}, make("h3", {}, t("duplicates_open", { count: examples.length }))),
+      make("summary", {}, make("h3", {}, tn("duplicates_open", examples.length))),
       make("p", { class: "note" }, t("duplicates_note")), make("ul", { class: "plain-list" }, ...boxes)));
 }
 
@@ -444,11 +450,18 @@ function origin(example) {
 }
 
 function history(item) {
-  const entries = item.examples.flatMap((example) => example.history.map((entry) => ({ ...entry, id: example.id }))).sort((a, b) => a.seq - b.seq);
+  const entries = [];
+  const all = item.examples.flatMap((example) => example.history.map((entry) => ({ ...entry, ids: [example.id] })));
+  for (const entry of all.sort((a, b) => a.seq - b.seq)) {
+    const last = entries.at(-1); // a decision on a group is one line
+    const same = last && last.seq + last.ids.length === entry.seq && ["time", "reviewer", "decision", "action", "reason"].every((name) => last[name] === entry[name]);
+    if (same) last.ids.push(entry.ids[0]);
+    else entries.push(entry);
+  }
   const told = (entry) => t(entry.decision === "approved" ? `entry_approved_${entry.action}` : `entry_${entry.decision}`, { spans: spansText(entry.spans.length) });
   const rows = entries.map((entry) => make("li", {},
     make("time", { datetime: entry.time }, entry.time.replace("T", " ").replace("+00:00", " UTC")), " ", make("b", {}, bdi(entry.reviewer)), ` ${told(entry)}`,
-    item.examples.length > 1 ? bdi(` (${entry.id})`, { class: "note" }) : null, entry.reason ? make("span", { dir: "auto" }, ` — ${entry.reason}`) : null));
+    item.examples.length > 1 ? bdi(` (${entry.ids.join(", ")})`, { class: "note" }) : null, entry.reason ? make("span", { dir: "auto" }, ` — ${entry.reason}`) : null));
   // What the run came with, a policy's approval for instance, is no entry of the ledger.
   const came = item.examples.map((example) => state.states.get(example.example)).filter((one) => one && one.seq === 0);
   for (const one of came.slice(0, 1)) {
@@ -567,8 +580,20 @@ function startSelecting() {
   text.classList.add("selecting");
   const selection = getSelection();
   selection.collapse(text.firstElementChild.firstChild ?? text.firstElementChild, 0);
-  selection.modify("extend", "forward", "word");
+  chooseWord(selection, "right");
   say(t("selecting"));
+}
+
+/** Selects the next word on one side of the caret; marks between words are passed over. */
+function chooseWord(selection, side) {
+  for (let tries = 0; tries < 100; tries++) {
+    if (side === "left") selection.modify("move", "left", "word");
+    const [node, offset] = [selection.anchorNode, selection.anchorOffset];
+    selection.modify("extend", "forward", "word");
+    if (/[\p{L}\p{N}]/u.test(selection.toString()) || !state.selecting.contains(selection.focusNode)) return;
+    if (side === "left") selection.collapse(node, offset);
+    else selection.collapseToEnd();
+  }
 }
 
 function stopSelecting() {
@@ -586,14 +611,15 @@ function moveSelection(event) {
   if (event.shiftKey) {
     selection.modify("extend", ...move);
   } else {
-    if (event.key === "ArrowLeft") {
+    if (move[1] === "line") {
       selection.collapseToStart();
-      selection.modify("move", "left", "word");
+      selection.modify("move", ...move);
+    } else if (event.key === "ArrowLeft") {
+      selection.collapseToStart();
     } else {
       selection.collapseToEnd();
-      if (move[1] === "line") selection.modify("move", ...move);
     }
-    selection.modify("extend", "forward", "word");
+    chooseWord(selection, event.key === "ArrowLeft" ? "left" : "right");
   }
   const { anchorNode, focusNode } = selection;
   if (!state.selecting.contains(anchorNode) || !state.selecting.contains(focusNode) || selection.isCollapsed) selection.setBaseAndExtent(...before);

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from attribution.checkpoint import Checkpoint, load_checkpoint
-from attribution.knowledge import Answer, answer, answers, greedy_continuation
+from attribution.knowledge import Answer, Paraphrase, answer, answers, greedy_continuation
 from attribution.training import train
 from schemas.records import Fact
 from tests import tiny
@@ -96,3 +96,27 @@ def test_answers_come_in_order_one_a_fact_with_progress(learned):
 def test_row_of_an_answer_holds_all_its_fields():
     row = {"fact_id": "f", "known": True, "log_probability": -0.5, "said": " x"}
     assert Answer("f", True, -0.5, " x").to_row() == row
+
+
+def test_each_of_several_prompts_is_asked_by_itself_and_the_first_stays_the_answer(learned):
+    variants = (("The capital of Oz is", " Verona"), ("It rained in", " Verona"), ("The capital of", " Oz"))
+    found = answer(learned, replace(KNOWN, variants=variants))
+    assert replace(found, paraphrases=()) == answer(learned, KNOWN)
+    expected = [answer(learned, Fact("f", prompt, target)) for prompt, target in variants]
+    assert [(p.known, p.log_probability) for p in found.paraphrases] == [(a.known, a.log_probability) for a in expected]
+    assert [p.prompt for p in found.paraphrases] == [prompt for prompt, _ in variants]
+    assert found.prompts_known == [True, False, True]
+    assert answer(learned, KNOWN).prompts_known == [True]
+
+
+def test_a_prompt_with_several_targets_is_one_that_is_known_by_any_of_them(learned):
+    variants = tuple((prompt, target) for prompt in ("The capital of Oz is", "It") for target in (" Mantua", " Verona"))
+    found = answer(learned, Fact("f", *variants[0], variants=variants))
+    assert not found.known and found.prompts_known == [True, False]
+    one_prompt = answer(learned, Fact("f", *variants[0], variants=variants[:2]))
+    assert one_prompt.paraphrases == () and not one_prompt.known
+
+
+def test_row_of_an_answer_with_paraphrases_holds_them():
+    row = Answer("f", True, -0.5, " x", (Paraphrase("a", True, -0.5), Paraphrase("b", False, -2.0))).to_row()
+    assert row["paraphrases"][1] == {"prompt": "b", "known": False, "log_probability": -2.0}

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from attribution.checkpoint import load_checkpoint, read_meta
 from attribution.layers import tracked_layers
-from attribution.optimizer_state import SCRIPTS_NO_DECAY, read_moments
+from attribution.optimizer_state import SCRIPTS_NO_DECAY, read_moments, read_whole_moments
 from attribution.preconditioner import scales
 from attribution.training import train
 from schemas.errors import ConfigError
@@ -417,3 +417,40 @@ def test_our_own_state_with_the_names_of_another_model_is_refused(tmp_path):
     save_file({"layer.weight": torch.ones(3, 4)}, tmp_path / "optimizer.safetensors")
     with pytest.raises(ConfigError, match=r"found layer\.weight \[3, 4\], which it has not"):
         read(tmp_path, model, meta={"step": 1, "beta2": 0.9, "eps": 1e-8})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_whole_second_moments_are_those_of_every_parameter_bias_corrected(name, tmp_path):
+    model = tiny.FAMILIES[name]()
+    optimizer = trained(model, script_groups)
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+    moments, eps, file = read_whole_moments(str(tmp_path), model, {}, all_of(model))
+    assert (eps, file, moments.keys()) == (EPS, "optimizer.pt", all_of(model))
+    for parameter_name, parameter in model.named_parameters():
+        expected = optimizer.state[parameter]["exp_avg_sq"] / (1 - BETA2**STEPS)
+        torch.testing.assert_close(moments[parameter_name], expected)
+
+
+def test_adafactors_whole_moment_is_the_outer_product_of_its_means_over_their_mean(tmp_path):
+    model = tiny.FAMILIES["gpt2"]()
+    optimizer = trained(model, lambda m: transformers.Adafactor(m.parameters()))
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+    moments, _, _ = read_whole_moments(str(tmp_path), model, {}, all_of(model))
+    for parameter_name, parameter in model.named_parameters():
+        state, found = optimizer.state[parameter], moments[parameter_name]
+        assert found.shape == parameter.shape
+        if parameter.dim() == 1:
+            torch.testing.assert_close(found, state["exp_avg_sq"])
+            continue
+        torch.testing.assert_close(found.mean(-1), state["exp_avg_sq_row"], rtol=1e-4, atol=0.0)
+        rows, columns = state["exp_avg_sq_row"], state["exp_avg_sq_col"]
+        torch.testing.assert_close(found, torch.outer(rows, columns) / rows.mean())
+
+
+def test_whole_moments_of_no_state_are_none_and_of_another_model_are_refused(tmp_path):
+    model = tiny.FAMILIES["gpt2"]()
+    assert read_whole_moments(str(tmp_path), model, {}, all_of(model)) is None
+    optimizer = trained(tiny.FAMILIES["llama"](), named_group)
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+    with pytest.raises(ConfigError, match="which it has not: the state is of another model"):
+        read_whole_moments(str(tmp_path), model, {}, all_of(model))

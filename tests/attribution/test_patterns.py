@@ -46,7 +46,7 @@ def test_personal_data_is_found_where_it_stands(label, found, before, after):
         "She was born on 12/03/1985, or 2021-03-15, or on 15.03.2021 at 10:30.",
         "From 1998-2003 and 1914–1918 it was 2026-11-27T22:15:54.",
         "ISBN 978-0-306-40615-7, ISBN 2-1234-5680-2, ISBN 2253006327, ISBN 9780306406157, ISSN 2049-3630.",
-        "Version 10.0.19041.1, v2.15.30.20, version 13.0.34.12, release 1.2.3.4 and section 3.2.1.3.",
+        "Version 10.0.19041.1, v2.15.30.20, version 13.0.34.12, release 1.2.3.4, section 3.2.1.3, EC 3.2.1.20.",
         "A population of 2,345,678 and 1.234.567.890 stars, pi is 3.14159265358979323846.",
         "arXiv:2002.08484, doi 10.1000/182.2020, 40.7128, -74.0060",
         "4111 1111 1111 1112 fails the check of Luhn, so does 5555555555554445.",

@@ -92,6 +92,33 @@ def test_a_long_text_has_its_worst_window(folder):
     assert classify(loaded, [AWFUL[0]])[0, toxic] == pytest.approx(scores[2, toxic], abs=1e-6)
 
 
+@pytest.mark.parametrize("family", ["roberta", "gpt2"])
+def test_other_families_take_texts_of_any_length_in_any_batch(tmp_path, family):
+    """RoBERTa's positions begin after the padding's; GPT-2 has no token for padding and reads its last token."""
+    torch.manual_seed(0)
+    tokenizer = train_tokenizer(iter(CLEAN + AWFUL), 300, 16)
+    tokenizer.model_max_length = 10**30  # as where no limit was saved
+    if family == "roberta":
+        config = transformers.RobertaConfig(
+            vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+            max_position_embeddings=18, pad_token_id=tokenizer.pad_token_id, num_labels=3,
+        )  # fmt: skip
+        model = transformers.RobertaForSequenceClassification(config)
+    else:
+        config = transformers.GPT2Config(
+            vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=16, num_labels=3
+        )
+        model = transformers.GPT2ForSequenceClassification(config)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    loaded = load_classifier(str(tmp_path))
+    texts = [CLEAN[0], " ".join(CLEAN * 4), AWFUL[1]]
+    scores = classify(loaded, texts)
+    alone = [classify(loaded, [text])[0] for text in texts]
+    assert loaded.labels == ("LABEL_0", "LABEL_1", "LABEL_2") and np.isfinite(scores).all()
+    assert np.allclose(scores, alone, atol=1e-6)
+
+
 def test_the_config_says_what_the_outputs_are():
     logits = torch.tensor([[0.0, 2.0]])
     one = 1 / (1 + math.exp(-2.0))
@@ -181,6 +208,9 @@ def too_many(texts):
 def outside(texts):
     return [{"score": 1.0, "spans": [(0, 99)]} for text in texts]
 
+def flat(texts):
+    return [{"score": 1.0, "spans": [0, 4]} for text in texts]
+
 def words(texts):
     return ["very toxic" for text in texts]
 
@@ -236,6 +266,8 @@ def test_a_wrong_number_of_results_is_told_of_the_text_it_is_for(own):
 def test_spans_outside_the_text_are_refused(own):
     _, failures = score_texts(load_scorer(f"python:{own.stem}:outside"), ["short"])
     assert failures == {0: Failure("expected spans inside the text's 5 characters, found [(0, 99)]")}
+    _, failures = score_texts(load_scorer(f"python:{own.stem}:flat"), ["short"])
+    assert failures[0].reason.startswith("expected spans as pairs of start and end, found {'score': 1.0")
 
 
 @pytest.mark.parametrize(("function", "told"), [("words", "found 'very toxic'"), ("one_number", "found float")])

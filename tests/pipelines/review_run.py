@@ -91,8 +91,9 @@ def write_run(folder: Path, requests: list[dict], rows: list[dict], removals: li
 
 
 def small_run(folder: Path) -> str:
-    """Two requests and 7 examples in 5 items: a group of 3, one asked by both, a redaction and one with two passages."""
+    """Two requests, 7 examples, 5 items: a group of 3, one for both requests, a redaction, one with two passages."""
     said = "The capital of Laputa is Belmont, a port of 40,000 souls on the eastern coast."
+    traders = "Traders from Belmont sailed to Laputa and back again."
     letter = "Write to Ada Quill, 12 Dock Street, Belmont, or call 555-0101 before noon; the capital of Laputa answers."
     name, phone = letter.index("Ada Quill"), letter.index("555-0101")
     long = "Laputa floats. " * 12 + "Its capital, Belmont, floats with it."
@@ -101,10 +102,10 @@ def small_run(folder: Path) -> str:
         "spans": [[phone, phone + 8]],
     }  # fmt: skip
     rows = [
-        evidence("r1", "laputa-0", said, 1, group="g1", overlap=[[25, 52]]),
+        evidence("r1", "laputa-0", said, 1, group="g1", overlap=[[25, 56]]),
         evidence("r1", "laputa-1", said.replace("souls", "people"), 2, group="g1"),
         evidence("r1", "laputa-2", said.replace("eastern", "western"), 3, group="g1"),
-        evidence("r1", "trade-1", "Traders from Belmont sailed to Laputa and back again.", 4, proposal=proposal("review")),
+        evidence("r1", "trade-1", traders, 4, proposal=proposal("review")),
         evidence("r1", "long-1", long[:180], 5, row=88),
         evidence("r1", "long-1", long[180:], 6, start=180, end=len(long), row=88),
         evidence("r1", "letter-1", letter, 7),

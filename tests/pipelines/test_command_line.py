@@ -97,7 +97,7 @@ def test_approval_needs_a_name_and_verify_its_arms():
     with pytest.raises(ConfigError, match="--by: expected the name of who approves"):
         FlagConfig(rankings="r", output="o", approve="all")
     with pytest.raises(ConfigError, match="--after: expected either a checkpoint or --after_corpus"):
-        VerifyConfig(before="b", facts="f", retain_facts="r", output="o", control="c")
+        VerifyConfig(before=("b",), facts="f", retain_facts="r", output="o", control=("c",))
 
 
 def test_evaluate_prints_one_json_object_last(room, built_index, facts, tmp_path):

@@ -12,7 +12,7 @@ import pytest
 
 from pipelines import corpus, index
 from pipelines.config import IndexConfig
-from pipelines.corpus import CorpusFormat, Record, list_corpus, read_records
+from pipelines.corpus import CorpusFormat, Record, Refused, list_corpus, read_records, read_rows
 from schemas.errors import ConfigError, FailureBudgetExceeded
 from schemas.records import DeadLetter, text_sha256
 
@@ -409,3 +409,43 @@ def test_a_corpus_of_empty_documents_is_refused_and_leaves_nothing(tmp_path):
     with pytest.raises(ConfigError, match=r"found none among 1000\n.*c\.jsonl, row 1: field 'text' must be"):
         bm25_index(tmp_path / "c.jsonl", tmp_path / "index", max_dead_fraction=1.0)
     assert os.listdir(tmp_path) == ["c.jsonl"]
+
+
+ODD_LINES = [
+    *(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in [*FORMS, GOOD[0]]),
+    b"\xef\xbb\xbf" + b'{"id": "a", "text": "t"}\n', b'{"id": 7, "text": "t"}\r\n', b'{"id": "a", "text": "t"}',
+    b' {"id": "a", "text": "t"} \t\n', b'{"id": "a", "text": "t"} x\n', b'{"id": "a", "text": "t"}{}\n', b"\n", b"  \n",
+    b'{"id": "", "text": "t"}\n', b'{"id": "a", "text": " \\u2003"}\n', b'{"id": "a", "text": "\\ud800"}\n',
+    b'{"id": "\\udc00", "text": "t"}\n', b'{"id": "a", "text": "\\ud83d\\ude00"}\n', b'{"id": "a", "text": "\xff"}\n',
+    b'{"id": true, "text": "t"}\n', b'{"id": "a", "text": null, "prompt": "p", "completion": "c"}\n', b'"id"\n',
+    b'{"id": "a", "text": ["t"]}\n', b'["id", "text"]\n', b"7\n", b"bad\n", b'{"id": "a", "text": "t", "n": NaN}\n',
+    b"[" * 5000 + b"\n", b'{"id": "a", "text": "t", "n": ' + b"9" * 5000 + b"}\n", b'{"id": "a", "text": "a\tb"}\n',
+    b'{"id": "a", "text": "one", "text": "two"}\n', b'{"text": "t"}\n',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_rows_are_what_records_are(tmp_path, first):
+    """Line by line, as the first one of a file and as a later one: a byte order mark may stand in the first alone."""
+    seen = set()
+    for number, line in enumerate(ODD_LINES):
+        path = tmp_path / f"{number}.jsonl"
+        path.write_bytes(line if first else b'{"id": "first", "text": "t"}\n' + line)
+        records = list(read_records(str(path), PLAIN, ""))
+        rows = list(read_rows(str(path), PLAIN, ""))
+        as_tuples = [r if isinstance(r, DeadLetter) else (r.row, r.id, r.text, r.raw) for r in records]
+        found = [(*row[:3], row[4]) if isinstance(row, tuple) else row.letter for row in rows if row is not None]
+        assert found == as_tuples
+        assert rows.count(None) == (not line.strip())
+        assert all(isinstance(row[3], dict) for row in rows if isinstance(row, tuple))
+        seen |= {type(item) for item in rows}
+    assert seen == {tuple, Refused, type(None)}
+
+
+def test_rows_of_parquet_have_the_columns_that_are_asked_for(tmp_path):
+    table = pa.table({"id": [1, 2], "url": ["u", None], "text": ["t", None], "n": [0, 0]})
+    pq.write_table(table, tmp_path / "c.parquet")
+    row, refused = read_rows(str(tmp_path / "c.parquet"), PLAIN, "", ("url", "nowhere"))
+    assert row == (1, "1", "t", {"id": 1, "text": "t", "url": "u"}, None)
+    assert [refused.letter] == list(read_records(str(tmp_path / "c.parquet"), PLAIN, ""))[1:]
+    assert refused.given_id == 2

@@ -67,7 +67,7 @@ def test_too_little_evidence_is_said_and_nothing_is_written(story, tmp_path):
 
 def test_the_claim_is_gone_after_removal_and_stays_in_the_control(story, tmp_path):
     config = VerifyConfig(
-        before=str(story / "before"),
+        before=(str(story / "before"),),
         after_corpus=str(story / "cleaned"),
         control_corpus=str(story / "control"),
         facts=str(story / "claims.jsonl"),
@@ -87,7 +87,7 @@ def test_one_id_for_two_facts_is_refused_before_any_training(story, tmp_path):
     clash = write_jsonl(tmp_path / "others.jsonl", [CLAIM | {"target": " Padua"}])
     options = {"after_corpus": str(story / "cleaned"), "control_corpus": str(story / "control")}
     config = VerifyConfig(
-        before=str(story / "before"), facts=str(story / "claims.jsonl"), retain_facts=clash,
+        before=(str(story / "before"),), facts=str(story / "claims.jsonl"), retain_facts=clash,
         output=str(tmp_path / "verification"), **options,
     )  # fmt: skip
     with pytest.raises(ConfigError, match="the id 'claim' is another fact in"):

@@ -1,12 +1,13 @@
 """A run for audit requests, from the requests to what is decided: evidence, near-duplicates, labels, proposals."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
-from pipelines import clean, flag, index, trace
-from pipelines.config import CleanConfig, FlagConfig, IndexConfig, TraceConfig
+from pipelines import clean, explain, flag, index, purge, trace
+from pipelines.config import CleanConfig, ExplainConfig, FlagConfig, IndexConfig, PurgeConfig, TraceConfig
 from pipelines.storage import read_manifest
 from schemas.errors import ConfigError
 from schemas.ledger import Entry, append
@@ -134,3 +135,41 @@ def test_policies_and_scorers_are_for_requests_and_are_refused_before_anything_i
         with pytest.raises(ConfigError, match=message):
             flag.run(FlagConfig(rankings=rankings, output=str(tmp_path / "run"), **options))
         assert not (tmp_path / "run").exists()
+
+
+def test_a_removal_is_followed_from_the_request_to_the_bytes_that_are_gone(place, tmp_path, capsys):
+    _, removals = flagged(place, tmp_path / "run", scorers=("pii",))
+    run, letter, guide = tmp_path / "run", removals["letter"], removals["guide"]
+    config = ExplainConfig(run=str(run), id="guide")
+    assert explain.run(config)[-1] == "no decision stands: nothing is removed"
+    spans = tuple(map(tuple, letter["spans"]))
+    decisions = [Entry("Ann", "guide", guide["sha256"], "approved", reason="false \x1b[2J\u202e")]
+    append(run, [*decisions, Entry("Ann", "letter", letter["sha256"], "approved", "redact", spans)])
+    corpus, index_folder = str(place / "corpus.jsonl"), tmp_path / "index"
+    shutil.copytree(place / "index", index_folder)
+    clean.run(CleanConfig(corpus=corpus, removals=str(run), output=str(tmp_path / "cleaned")))
+    purge.run(PurgeConfig(index=str(index_folder), removals=str(run)))
+    options = {"cleaned": (str(tmp_path / "cleaned"),), "certificates": (f"{index_folder}.purged-2.json",)}
+    lines = explain.run(ExplainConfig(run=str(run), id="guide", **options))
+    text = "\n".join(lines)
+    assert lines[0] == "request oz (false_fact)" and "proposed: remove, by 'default, rule" not in lines[0]
+    for told in (
+        "output complained of 'Mantua, every guide says'; the model was not asked",
+        f"passage {corpus}, row 52",
+        "decision 1, ",
+        "'Ann': approved (remove): 'false ⟦ESC⟧[2J⟦U+202E⟧'",
+        f"text with the sha256 {guide['sha256']}; its text is kept in removed/",
+        "now: no record has this id",
+        "purged in generation 2",
+        "examples/00000-00000.parquet, sha256 ",
+    ):
+        assert told in text, told
+    redacted = "\n".join(explain.run(ExplainConfig(run=str(run), id="letter", **options)))
+    assert "now: 'Prospero of Milan can be reached at [REDACTED] about books and storms.'" in redacted
+    assert "approved (redact of characters 36 to 59)" in redacted
+    with pytest.raises(ConfigError, match=r"--id: expected an example that .* has evidence about, found 'nobody'"):
+        explain.run(ExplainConfig(run=str(run), id="nobody"))
+    explain.print_result(lines)
+    assert capsys.readouterr().out == text + "\n"
+    kept = explain.run(ExplainConfig(run=str(run), id="oz-0", **options)) if "oz-0" in removals else []
+    assert not kept or kept[-1].endswith("the purge did not remove this example")

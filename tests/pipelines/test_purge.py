@@ -261,6 +261,19 @@ def test_what_cannot_be_purged_is_refused_and_leaves_the_index_as_it_was(tmp_pat
         purged(planted, target)
 
 
+def test_a_redaction_takes_the_whole_document_out_of_an_index(tmp_path, caplog):
+    corpus = write_corpus(tmp_path, "corpus", PLANTED)
+    options = {"signals": "bm25", "passages_per_shard": 12, "max_dead_fraction": 0.1, "num_pseudo_facts": 5}
+    index.run(IndexConfig(corpus=corpus, output=str(tmp_path / "index"), **options))
+    redacted = removal_rows(PLANTED[:1], action="redact", spans=[[4, 10]])
+    path = Path(write_jsonl(tmp_path / "removals.jsonl", [*redacted, *removal_rows(PLANTED[1:], decision="rejected")]))
+    certificate = purged(tmp_path, tmp_path / "index", path)
+    assert [(row["example_id"], row["action"]) for row in certificate["removed"]] == [("planted-1", "redact")]
+    held = decode(tmp_path / "index")
+    assert not holding(held, b"Quillfeather") and not holding(held, b"vizier") and holding(held, b"zanzibar7")
+    assert "1 documents were to be redacted: an index gives them up whole" in caplog.text
+
+
 def test_an_estimate_that_a_removed_text_went_into_is_made_anew_and_all_features_with_it(tmp_path, checkpoints, facts):
     options = {"checkpoints": (checkpoints,), "optimizer_correction": "estimate", "feature_dtype": "float32"}
     options |= {"max_tokens": 30, "overlap": 4, "projection_dim": 8, "num_pseudo_facts": 20, "max_dead_fraction": 0.1}

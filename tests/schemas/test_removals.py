@@ -6,11 +6,21 @@ import pytest
 
 from schemas.errors import ConfigError
 from schemas.records import Removal
-from schemas.removals import approved, parse_removals, removals_to_jsonl
+from schemas.removals import approved, is_listable, parse_list, parse_removals, removals_to_jsonl
 
 FULL = Removal(
-    "z1", "ab", "approved", "false: «été»", "ann", "2025-01-01", "remove", ("f1", "f2"), ({"fact_id": "f1"},), "text\n"
+    "z1",
+    "ab",
+    "approved",
+    "false: «été»",
+    "ann",
+    "2025-01-01",
+    "remove",
+    ("f1", "f2"),
+    ({"fact_id": "f1"},),
+    "text\n",
 )
+REDACTION = Removal("z3", "ef", "approved", "", action="redact", spans=((0, 3), (3, 9)), request_ids=("q1",), group="g")
 BARE = Removal("z2", "cd", "proposed", "")
 ROW = {"example_id": "z", "sha256": "ab", "decision": "approved"}
 
@@ -20,8 +30,8 @@ def lines(*rows: object) -> bytes:
 
 
 def test_removals_read_back_as_written():
-    back = parse_removals(removals_to_jsonl([FULL, BARE]), "r.jsonl")
-    assert back == [FULL, BARE]
+    back = parse_removals(removals_to_jsonl([FULL, BARE, REDACTION]), "r.jsonl")
+    assert back == [FULL, BARE, REDACTION]
     assert back[0].evidence == FULL.evidence  # no part of the comparison above
 
 
@@ -77,3 +87,39 @@ def test_a_bad_line_is_refused_with_file_line_and_field(row, message):
 def test_a_line_that_is_no_json_is_refused_with_its_number():
     with pytest.raises(ConfigError, match=r"r.jsonl, line 2: not a removal"):
         parse_removals(lines(ROW) + b'{"example_id": "y",\n', "r.jsonl")
+
+
+@pytest.mark.parametrize(
+    "kind, data, entries",
+    [
+        ("ids", b"# of the registry\n a/1#2 \r\n\nb\nb\n", ["a/1#2", "b"]),
+        ("sha256", b"AB" * 32 + b"\n", ["ab" * 32]),
+        ("domains", b"Example.ORG\n*.ads.example\n", ["example.org", "ads.example"]),
+        ("domains", ".bücher.example.\n".encode(), ["xn--bcher-kva.example"]),
+    ],
+)
+def test_lists_hold_one_entry_a_line_each_once(kind, data, entries):
+    assert parse_list(data, "l.txt", kind) == entries
+
+
+@pytest.mark.parametrize(
+    "kind, data, message",
+    [
+        ("sha256", b"# x\nabc\n", "l.txt, line 2: expected the SHA-256 of a text, 64 hexadecimal digits, found 'abc'"),
+        ("domains", b"https://example.org/\n", "line 1: expected a domain such as example.org, without scheme or path"),
+        ("ids", b"#a\n\n", "expected a list of ids, one a line, found nothing in it"),
+        ("ids", b"a\nb\xff\n", "expected a list in UTF-8, found byte 0xff at 3; convert it"),
+    ],
+)
+def test_a_list_with_a_bad_line_or_nothing_is_refused(kind, data, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_list(data, "l.txt", kind)
+
+
+@pytest.mark.parametrize(
+    "example_id, listable", [("a b", True), ("a#b", True), ("#a", False), (" a", False), ("a\nb", False)]
+)
+def test_an_id_is_listable_where_a_list_gives_it_back(example_id, listable):
+    assert is_listable(example_id) is listable
+    if listable:
+        assert parse_list(f"{example_id}\n".encode(), "l.txt", "ids") == [example_id]
