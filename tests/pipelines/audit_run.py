@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import re
+from html import unescape
 from math import log
 from pathlib import Path
 from typing import Any
@@ -97,3 +99,9 @@ def audited(folder: Path) -> dict[str, str]:
 
 def config(output: Path, options: dict[str, str], **more: Any) -> ReportConfig:
     return ReportConfig(output=str(output), quiet=True, **(options | more))
+
+
+def told(text: str) -> str:
+    """What a page says, without its tags."""
+    without = re.sub(r"<style>.*?</style>", "", text, flags=re.DOTALL)
+    return " ".join(unescape(re.sub(r"<[^>]*>", " ", without)).split())
