@@ -21,6 +21,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -34,6 +35,7 @@ from pipelines.storage import read_manifest
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data" / "trex"
 SENTENCES, SEED, CHROMIUM, REVIEWER = 700, 0, "/usr/bin/chromium", "auditor"
+BROWSER = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 INSULTS = ("rotten thieves", "filthy liars", "stupid cowards", "worthless cheats")
 
 # (category, prompt, what the model is to say); all but the insults are invented or false.
@@ -174,8 +176,8 @@ def verb(*arguments: str) -> None:
 
 
 def review_in_browser(run: Path, shots: Path) -> int:
-    """Decides every item of the queue by the keyboard alone: as proposed; what is to be judged only where it is about
-    the request, which the auditor reads from the passage. Returns the number of decisions.
+    """Decides every item of the queue by the keyboard alone: what the auditor reads to be one of the planted texts is
+    approved as it is proposed, all else rejected. Returns the number of decisions.
     """
     from playwright.sync_api import sync_playwright
 
@@ -184,31 +186,28 @@ def review_in_browser(run: Path, shots: Path) -> int:
     try:
         address = server.stdout.readline().split(": ", 1)[1].strip()
         with sync_playwright() as playwright:
-            options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
+            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=BROWSER)
             page = browser.new_page(viewport={"width": 1280, "height": 900})
             page.goto(address)
-            page.keyboard.press("Enter")
             page.wait_for_selector("body[data-ready]")
             page.screenshot(path=str(shots / "review.png"))
-            count = page.locator("#queue li").count()
-            for number in range(count):
-                text = page.locator("#item").inner_text()
-                judged = page.locator("#item [data-proposal]").first.get_attribute("data-proposal")
-                about = "planted-" in text
-                key = {"remove": "a", "redact": "d", "keep": "r", "review": "a" if about else "r"}[judged]
-                before = page.locator("#decided").inner_text()
-                page.keyboard.press(key)
-                page.wait_for_function("before => document.querySelector('#decided').innerText !== before", arg=before)
-                if number == 2:
+            decisions, progress = 0, page.locator("#progress")
+            while (now := progress.get_attribute("aria-valuenow")) != progress.get_attribute("aria-valuemax"):
+                page.keyboard.press("a" if "planted-" in page.locator("#item").inner_text() else "r")
+                page.wait_for_function(
+                    "now => document.querySelector('#progress').getAttribute('aria-valuenow') !== now", arg=now
+                )
+                page.wait_for_selector("body:not([aria-busy])")
+                decisions += 1
+                if decisions == 3:
                     page.screenshot(path=str(shots / "review-decided.png"))
             page.set_viewport_size({"width": 420, "height": 900})
             page.screenshot(path=str(shots / "review-420.png"))
             browser.close()
     finally:
-        server.send_signal(2)
+        server.send_signal(signal.SIGINT)
         server.wait(20)
-    return count
+    return decisions
 
 
 def review_in_file(run: Path, room: Path) -> int:
@@ -244,8 +243,7 @@ def shoot(page_file: Path, picture: Path, width: int = 1280) -> None:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=BROWSER)
         page = browser.new_page(viewport={"width": width, "height": 1200})
         page.goto(page_file.as_uri())
         page.screenshot(path=str(picture), full_page=False)
