@@ -33,7 +33,9 @@ _STYLE = {"svg.fonttype": "none", "text.parse_math": False, "lines.solid_capstyl
 Row = tuple[str, float, float, float]  # a fact in words, and its target's probability before, after, in the control
 
 
-def probability_plot(rows: Sequence[Row], *, name: str, title: str, description: str, axis: str) -> Markup:
+def probability_plot(
+    rows: Sequence[Row], *, name: str, title: str, description: str, axis: str, decimal_mark: str = "."
+) -> Markup:
     """One row per fact: the probability of its target before, after and with the control, on one axis from 0 to 1."""
 
     def draw(axes: Any) -> None:
@@ -47,7 +49,14 @@ def probability_plot(rows: Sequence[Row], *, name: str, title: str, description:
         bottom = len(rows) + 0.1
         for tick in (0, 0.25, 0.5, 0.75, 1):
             axes.plot([tick, tick], [0.5, bottom], color=_COLOURS["rule"], linewidth=0.8, zorder=0)
-            axes.text(tick, bottom + 0.4, f"{tick:g}", fontsize=11, color=_COLOURS["muted"], ha="center")
+            axes.text(
+                tick,
+                bottom + 0.4,
+                f"{tick:g}".replace(".", decimal_mark),
+                fontsize=11,
+                color=_COLOURS["muted"],
+                ha="center",
+            )
         axes.text(0.5, bottom + 0.9, axis, fontsize=11, color=_COLOURS["muted"], ha="center")
 
     return _svg(draw, len(rows) + 1.2, 38, name, title, description)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from pipelines import progress
 from pipelines.audit import Verification, read_audit
 from pipelines.config import ReportConfig
+from pipelines.report_rows import csv_heading, csv_rows, totals
 from pipelines.spreadsheet import csv_bytes
 from pipelines.stage import library_versions
 from pipelines.storage import OutputFolder, join
@@ -68,8 +69,6 @@ def _load_pages(config: ReportConfig) -> "Pages":
 
 def run(config: ReportConfig) -> Manifest:
     """Writes the pages to `config.output`. Raises ConfigError or ArtifactMismatch for an input that is not whole."""
-    from pipelines.report_rows import csv_heading, csv_rows, totals
-
     pages, audit = _load_pages(config), read_audit(config)
     names = page_names(audit.case.requests)
     plan = {name: value for name, value in asdict(config).items() if name != "quiet"}
@@ -77,7 +76,7 @@ def run(config: ReportConfig) -> Manifest:
     with OutputFolder(config.output, plan) as output:
         files = []
         for request_id, name in names.items():
-            html, passages = pages.request(audit, request_id, names)
+            html, passages = pages.request(audit, request_id)
             files.append(output.write(name, html.encode("utf-8"), passages))
         files.append(output.write(INDEX, pages.index(audit, names).encode("utf-8"), len(names)))
         rows = list(csv_rows(audit))

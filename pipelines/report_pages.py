@@ -13,6 +13,7 @@ from markupsafe import Markup, escape
 from pipelines import report_rows as rows
 from pipelines.audit import Audit, MeasuredFact, Verification
 from pipelines.language import load_language
+from pipelines.plots import probability_plot
 from schemas.visible import visible
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -107,19 +108,18 @@ class Pages:
         return self.say("measured_brief", total=asked, before=before, after=after, control=control)
 
     def _plot(self, facts: list[MeasuredFact]) -> Markup:
-        from pipelines.plots import probability_plot
-
         return probability_plot(
             rows.plot_rows(facts),
             name="plot",
             title=str(self.say("plot_title")),
             description=str(self.say("plot_description")),
             axis=str(self.say("plot_axis")),
+            decimal_mark=self.language.messages["decimal_mark"],
         )
 
     # ----------------------------------------------------------------------------------------------------------- pages
 
-    def request(self, audit: Audit, request_id: str, names: dict[str, str]) -> tuple[str, int]:
+    def request(self, audit: Audit, request_id: str) -> tuple[str, int]:
         """(the page of one request, how many passages it shows)."""
         request, example_ids = audit.case.requests[request_id], audit.examples(request_id)
         counts, cards = audit.outcomes(example_ids), rows.cards(audit, request_id)
@@ -158,7 +158,7 @@ class Pages:
         return html, num_passages
 
     def index(self, audit: Audit, names: dict[str, str]) -> str:
-        """The page over all requests; an example that several ask for counts once in the totals."""
+        """The page over all requests, which links to their files by `names`; an example that several ask for counts once in the totals."""
         found, asked = [], {}
         for request_id, request in audit.case.requests.items():
             example_ids = audit.examples(request_id)

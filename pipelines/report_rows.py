@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipelines.audit import ARMS, Audit, MeasuredFact
-from pipelines.plots import Row
 from pipelines.review_items import finite, passage_row, proposal_of
 from schemas.ledger import Entry
 from schemas.records import Removal
@@ -161,7 +160,8 @@ def retained(facts: list[MeasuredFact]) -> dict[str, tuple[int, int]]:
     }
 
 
-def plot_rows(facts: list[MeasuredFact]) -> list[Row]:
+def plot_rows(facts: list[MeasuredFact]) -> list[tuple[str, float, float, float]]:
+    """The rows of the plot of probabilities, as pipelines/plots.py takes them."""
     return [
         (f"{fact.prompt.strip()} {fact.target.strip()}", *(fact.replies[arm].probability for arm in ARMS))
         for fact in facts[:MOST_PLOTTED]

@@ -5,6 +5,7 @@ import io
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,7 @@ def test_a_page_says_what_was_asked_found_decided_done_and_measured(written):
         "6 training texts: removal approved 2, redaction approved 1, rejected 2, never proposed 0. The last two stay.",
         "1 is undecided: nobody approved or rejected what is proposed, and nothing happens to it.",
         "3 of 3 approvals were carried out in the cleaned corpus.",
-        "Of 2 answers asked for, the model gave the output complained of 2 times before, 0 times after the removal, ",
+        "gave the output complained of in 2 of 2 answers before, in 0 after the removal, and in 2 in the control.",
         "Of one other fact that the model answered before, it answers 1 after the removal and 1 in the control.",
         "Removal approved by Ada Okafor , 27 November 2026, 09:30:00 UTC",
         "7 decisions about the training texts of this request",
@@ -54,7 +55,8 @@ def test_a_page_says_what_was_asked_found_decided_done_and_measured(written):
         assert sentence in page + told(written["r2.html"]), sentence
     index = told(written["index.html"])
     assert (
-        "Of 2 requests, the model gives what is complained of in 1 and does not in 1; in 0 it was not asked." in index
+        "Of 2 requests, the model gave the output complained of itself for 1, did not for 1, and was not asked for 0."
+        in index
     )
     assert "before 2, after 0, control 2, of 2" in index and "−0.8600 −0.9100 to −0.8000" in index
     assert "The model does not say this." in told(written["r2.html"]) and "did not ask about" in told(
@@ -145,7 +147,7 @@ def test_a_verification_of_something_else_is_not_called_this_audits(options, tmp
     folder = verification(tmp_path / "other", [("elsewhere", "The sky is", " green")])
     report.run(config(tmp_path / "out", {"run": options["run"], "verification": folder}))
     index = told((tmp_path / "out/index.html").read_text())
-    assert "asked about none of these requests" in index and "the model gave the output complained of" not in index
+    assert "asked about none of these requests" in index and "answers before" not in index
 
 
 def test_facts_are_a_requests_by_their_id_or_by_their_words(options, tmp_path):
@@ -155,14 +157,21 @@ def test_facts_are_a_requests_by_their_id_or_by_their_words(options, tmp_path):
     ):
         folder = verification(tmp_path / name, [fact])
         report.run(config(tmp_path / f"out-{name}", {"run": options["run"], "verification": folder}))
-        assert "gave the output complained of 2 times before" in told((tmp_path / f"out-{name}/r2.html").read_text())
+        assert "gave the output complained of in 2 of 2 answers before" in told(
+            (tmp_path / f"out-{name}/r2.html").read_text()
+        )
 
 
 def test_a_german_report_has_german_words_numbers_and_dates(options, tmp_path):
     report.run(config(tmp_path / "out", options, language="de"))
     html = (tmp_path / "out/r1.html").read_text()
     page = told(html)
-    assert '<html lang="de">' in html and "27. November 2026, 09:30:00 Uhr UTC" in page and "0,830" in page
+    assert (
+        '<html lang="de">' in html
+        and "27. November 2026, 09:30:00 Uhr UTC" in page
+        and "0,830" in page
+        and "0,25" in page
+    )
     assert "Entfernung freigegeben 2, Schwärzung freigegeben 1" in page and not re.search(
         r"\b(removal|undecided)\b", page
     )
@@ -222,3 +231,10 @@ def test_the_folder_lists_its_pages(options, tmp_path):
     ]  # fmt: skip
     with pytest.raises(ConfigError, match="expected a new output folder, found a finished one"):
         report.run(config(tmp_path / "out", options))
+
+
+def test_without_its_libraries_the_report_names_them(options, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pipelines.report_pages", None)
+    with pytest.raises(ConfigError, match=r"pip install 'proponent\[report\]'"):
+        report.run(config(tmp_path / "out", options))
+    assert not (tmp_path / "out").exists()
