@@ -158,7 +158,7 @@ class Pages:
         return html, num_passages
 
     def index(self, audit: Audit, names: dict[str, str]) -> str:
-        """The page over all requests, with links to theirs (`names`); an example of several counts once in the totals."""
+        """The page over all requests, with links to `names`; an example of several counts once in the totals."""
         found, asked = [], {}
         for request_id, request in audit.case.requests.items():
             example_ids = audit.examples(request_id)
