@@ -28,11 +28,11 @@ class Interval:
         return asdict(self)
 
 
-def _weights(draw: np.random.Generator, units: int, resamples: int) -> np.ndarray:
-    """`[resamples, units]`: how often each unit is drawn, as shares; a single unit is taken as it is."""
+def _draws(draw: np.random.Generator, units: int, resamples: int) -> np.ndarray:
+    """`[resamples, units]`: how often each unit is drawn, n - 1 times in all; a single unit is taken as it is."""
     if units == 1:
         return np.ones((resamples, 1))
-    return draw.multinomial(units - 1, np.full(units, 1.0 / units), resamples) / (units - 1)
+    return draw.multinomial(units - 1, np.full(units, 1.0 / units), resamples).astype(np.float64)
 
 
 def bootstrap(
@@ -56,7 +56,8 @@ def bootstrap(
     step = max(1, AT_ONCE // facts)
     for start in range(0, resamples, step):
         block = means[start : start + step]
-        over_seeds, over_facts = _weights(draw, seeds, len(block)), _weights(draw, facts, len(block))
-        block[:] = np.einsum("rs,sf,rf->r", over_seeds, values, over_facts, optimize=True) / (over_facts @ weighed)
+        over_seeds, over_facts = _draws(draw, seeds, len(block)), _draws(draw, facts, len(block))
+        sums = np.einsum("rs,sf,rf->r", over_seeds, values, over_facts, optimize=True)
+        block[:] = sums / (over_seeds.sum(1) * (over_facts @ weighed))  # divided last: whole numbers stay exact
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(values.mean(0).sum() / weighed.sum()), float(low), float(high))
+    return Interval(float(values.sum() / (seeds * weighed.sum())), float(low), float(high))

@@ -10,11 +10,12 @@ record's fixed cost, which is what differs, is a smaller part. One record in 1,0
   `clean` parses with), hashes its text (SHA-256) and writes it. The bar: 1.25.
 - `gz_ratio_to_copy`: of the same corpus in .gz files, the job over a copy that reads and writes them with the same
   library (pyarrow) and level, in pieces of 1 MiB, and looks at nothing. The bar: 2.0.
-- `beam_share`: the part of the job that is not in a bare loop over the same work (`RunShard`): Beam's. `beam_seconds`.
+- `beam_share`: the part of the job's time that the same work in a bare loop (over `RunShard`) does not take: Beam's.
 
 Each run is a process of its own with the same imports, timed from after them to the finished folder; the two sides take
-turns, `--pairs` times (but 3 for .gz), and a ratio is the median of the pairs'. The first job's output is compared with
-the input line by line: `kept_identical` are the lines of the output with the bytes that they had.
+turns, `--pairs` times (but 3 for .gz), and a ratio is the median of the pairs'. `cpu_...` are the same ratios of the
+seconds that the process had a core, which a busy machine moves less. The first job's output is compared with the input
+line by line: `kept_identical` are the lines of the output with the bytes that they had.
 """
 
 import argparse
@@ -108,29 +109,29 @@ def run_bare(run_shard: stage.RunShard, shards: list[Shard], beam_args: tuple[st
         list(run_shard.process(shard))
 
 
-def do_job(room: Path, job: str) -> dict[str, Any]:
-    """One timed run, in this process."""
+def do_job(room: Path, job: str) -> None:
+    """One run, in this process."""
     output, work = room / "output", {"loop": loop, "copy": copy}.get(job)
     shutil.rmtree(output, ignore_errors=True)
     sources = sorted((room / ("gz" if job in ("copy", "clean-gz") else "plain")).iterdir())
-    start = time.perf_counter()
     if work:
         output.mkdir()
         for source in sources:
             work(source, output / source.name)
-        return {"seconds": time.perf_counter() - start}
+        return
     if job == "bare":
         stage.run_pipeline = run_bare
     corpus = str(sources[0].parent / "*")
     clean.run(CleanConfig(corpus=corpus, removals=str(room / "removals.jsonl"), output=str(output), quiet=True))
-    return {"seconds": time.perf_counter() - start}
 
 
-def run_job(room: Path, job: str) -> float:
+def run_job(room: Path, job: str) -> tuple[float, float]:
+    """(seconds, seconds of a core) of one run in a process of its own."""
     say(job)
     command = [sys.executable, "-m", "bench.clean", "--room", str(room), "--job", job]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])["seconds"]
+    wall, cpu = json.loads(done.stdout.splitlines()[-1])
+    return wall, cpu
 
 
 def check(room: Path, folder: str) -> int:
@@ -152,8 +153,9 @@ def check(room: Path, folder: str) -> int:
 
 
 def measure(room: Path, records: int, pairs: int) -> dict[str, Any]:
-    make_corpus(room, records)
-    seconds: dict[str, list[float]] = {name: [] for name in ("loop", "clean", "bare", "copy", "clean-gz")}
+    if not (room / "removals.jsonl").exists():
+        make_corpus(room, records)
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in ("loop", "clean", "bare", "copy", "clean-gz")}
     for number in range(pairs):
         for job in ("loop", "clean", "bare"):
             seconds[job].append(run_job(room, job))
@@ -164,21 +166,24 @@ def measure(room: Path, records: int, pairs: int) -> dict[str, Any]:
             seconds[job].append(run_job(room, job))
     assert check(room, "gz") == same, "the compressed corpus was not cleaned as the plain one"
 
-    def ratio(job: str, other: str) -> float:
-        return round(statistics.median(a / b for a, b in zip(seconds[job], seconds[other], strict=True)), 4)
+    def ratio(job: str, other: str, clock: int = 0) -> float:
+        pairs = zip(seconds[job], seconds[other], strict=True)
+        return round(statistics.median(a[clock] / b[clock] for a, b in pairs), 4)
 
-    taken = statistics.median(seconds["clean"])
-    beam = taken - statistics.median(seconds["bare"])
+    taken = statistics.median(wall for wall, _ in seconds["clean"])
     return {
         "records": records,
         "bytes": sum(path.stat().st_size for path in (room / "plain").iterdir()),
         "ratio_to_loop": ratio("clean", "loop"),
         "gz_ratio_to_copy": ratio("clean-gz", "copy"),
-        "beam_share": round(beam / taken, 4),
-        "beam_seconds": round(beam, 3),
+        "cpu_ratio_to_loop": ratio("clean", "loop", 1),
+        "cpu_gz_ratio_to_copy": ratio("clean-gz", "copy", 1),
+        "beam_share": round(1 - ratio("bare", "clean"), 4),
+        "cpu_beam_share": round(1 - ratio("bare", "clean", 1), 4),
         "records_per_second": round(records / taken),
         "kept_identical": same,
-        "seconds": {job: [round(value, 3) for value in taken] for job, taken in seconds.items()},
+        "seconds": {job: [round(wall, 3) for wall, _ in runs] for job, runs in seconds.items()},
+        "cpu_seconds": {job: [round(cpu, 3) for _, cpu in runs] for job, runs in seconds.items()},
     }
 
 
@@ -187,14 +192,18 @@ def main() -> None:
     parser.add_argument("--records", type=int, default=1_000_000)
     parser.add_argument("--pairs", type=int, default=5, help="turns of loop, job and bare loop")
     parser.add_argument("--job", help=argparse.SUPPRESS)
-    parser.add_argument("--room", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--room", type=Path, help="work here and keep the corpus (default: a temporary folder)")
     options = parser.parse_args()
     progress.set_quiet(True)
     if options.job:
-        print(json.dumps(do_job(options.room, options.job)))
+        wall, cpu = time.perf_counter(), time.process_time()
+        do_job(options.room, options.job)
+        print(json.dumps([time.perf_counter() - wall, time.process_time() - cpu]))
         return
     with tempfile.TemporaryDirectory() as folder:
-        print(json.dumps(measure(Path(folder), options.records, options.pairs)))
+        room = options.room or Path(folder)
+        room.mkdir(parents=True, exist_ok=True)
+        print(json.dumps(measure(room, options.records, options.pairs)))
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ SHOWN, SHOWN_CHARACTERS = 5, 80
 HASHES_AT_ONCE = 2**22  # of ids: 64 MB, and a few times that while they are sorted
 IDS = f"{STAGES}/ids"  # of a job alone; an index keeps them, in ids/
 CLEANED = "corpus/"  # in a folder that `clean` wrote
-WRITE_BUFFER = 2**20  # a call of the compressor takes longer than a line's compression
+WRITE_BUFFER = 2**20  # a call of the system, or of a compressor, takes longer than a line
 LINE_ENDS = ("\n", "\r\n", "")
 # (row, id, text, its fields, its line or a text file's bytes), as a Record has them
 Row = tuple[int, str, str, dict[str, Any], bytes | None]
@@ -156,7 +156,7 @@ def create_corpus_file(path: Path) -> Iterator[BinaryIO]:
     """A new local file to write decompressed bytes to, in the compression of its name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     compression = split_suffix(str(path))[1]
-    with open(path, "wb") as file:
+    with open(path, "wb", WRITE_BUFFER) as file:
         if not compression:
             yield file
             return

@@ -41,6 +41,12 @@ def test_a_difference_between_seeds_alone_widens_the_interval_only_where_seeds_a
     assert bootstrap(values.mean(0, keepdims=True)) == Interval(2.0, 2.0, 2.0)
 
 
+def test_facts_that_are_all_alike_give_their_own_value_and_none_beyond_it():
+    """Of shares none is below -1, by rounding neither."""
+    for seeds, facts in ((1, 12), (2, 12), (3, 202)):
+        assert bootstrap(np.full((seeds, facts), -1.0)) == Interval(-1.0, -1.0, -1.0)
+
+
 def test_with_sizes_it_is_a_ratio_of_sums_and_long_documents_weigh_more():
     losses, tokens = np.array([[2.0, 30.0]]), np.array([4, 10])
     found = bootstrap(losses, tokens)

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import clean
+from pipelines import clean, cleaning
 from pipelines.config import CleanConfig
 from pipelines.corpus import create_corpus_file, open_corpus_file, read_rows
 from pipelines.stage import METRICS
@@ -433,7 +433,7 @@ def test_a_repeated_id_is_refused_over_all_files_and_read_again_where_it_stands(
         reads.append(os.path.basename(path))
         return read_rows(path, *rest)
 
-    monkeypatch.setattr(clean, "read_rows", counted)
+    monkeypatch.setattr(cleaning, "read_rows", counted)
     run_stage = clean.run_stage
 
     def stopped(stage, *rest):
