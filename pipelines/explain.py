@@ -6,8 +6,8 @@ run (requests, evidence, proposal, ledger) -> cleaned corpora (what was taken ou
 
 import json
 from collections.abc import Iterator
-from typing import Any
 
+from pipelines.audit import read_certificate
 from pipelines.config import ExplainConfig
 from pipelines.corpus import CLEANED, CorpusFormat, Record, read_records, relative_name
 from pipelines.decisions import REMOVALS
@@ -107,7 +107,7 @@ def _from_corpus(folder: str, example_id: str) -> Iterator[str]:
 
 
 def _from_certificate(path: str, example_id: str) -> Iterator[str]:
-    row: dict[str, Any] = json.loads(read_bytes(path))
+    row = read_certificate(path)
     if example_id not in {removed["example_id"] for removed in row["removed"]}:
         yield f"certificate {path}: the purge did not remove this example"
         return
