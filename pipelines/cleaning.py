@@ -175,7 +175,7 @@ class Pending:
 def clean_shard(spec: dict[str, Any], folder: str, out: Path, config: CleanConfig, base: str, version: int) -> Done:
     """One file without its removed records, in the same format and compression; what was taken out beside it."""
     path, repeated, number = spec["path"], frozenset(spec.get("repeated", ())), f"{spec['file']:05d}"
-    suffix, format = split_suffix(path)[0], CorpusFormat(config.id_field, config.text_field)
+    suffix, id_field, format = split_suffix(path)[0], config.id_field, CorpusFormat(config.id_field, config.text_field)
     pick, name = picker(folder, config), relative_name(path, base)
     target, marked = f"{CLEANED}{name}", f"attributes/{name}{'.jsonl' if suffix in PARQUET else ''}"
     hashes, letters, taken = IdHashes(out, IDS, number), DeadLetters(out, number), Taken(spec, out, config, version)
@@ -200,15 +200,21 @@ def clean_shard(spec: dict[str, Any], folder: str, out: Path, config: CleanConfi
             count += 1
             ids.append(record_id)
             rows.append(row)
-            picked, outcome = pick(record_id, text, fields), KEPT
+            picked = pick(record_id, text, fields)
+            # As the record gives it: Dolma's mixer compares the two, and a number is no string.
+            given_id = record_id if type(fields.get(id_field)) is int else _quoted(record_id)
+            if picked is None and raw is not None and not repeated and not wants_urls:  # nearly all: 0.3 us less
+                marks.append(f'{{"id": {given_id}, "attributes": {{}}}}\n')
+                kept += 1
+                sink.write(raw)
+                continue
+            outcome = KEPT
             if wants_urls:
                 with_url += isinstance(fields.get(config.url_field), str)
             if row in repeated:
                 outcome = LEFT_OUT
             elif picked is not None:
                 outcome, raw = taken.act(item, *picked, kept, parquet)
-            # As the record gives it: Dolma's mixer compares the two, and a number is no string.
-            given_id = record_id if type(fields.get(config.id_field)) is int else _quoted(record_id)
             gone = outcome in (REMOVED, REDACTED)
             marks.append(marked_row(given_id, picked[0], text) if gone else unmarked_row(given_id))
             if outcome & KEPT:
