@@ -11,11 +11,12 @@ SETUP_RUNNERS = $(VENV)/.installed-runners
 demo: $(SETUP)
 	$(BIN)/proponent demo --output demo-output
 
+# Two processes of one thread each: torch's thread pools would fight for the cores.
 test: $(SETUP)
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
-# The same corpus and facts on four settings of the runner, a job killed ten times, and the package as Beam ships it:
-# about 5 minutes.
+# The same corpus and facts on four settings of the runner, a job killed ten times, a line of 100 MB, and the package as
+# Beam ships it: about 5 minutes.
 test-runners: $(SETUP_RUNNERS)
 	$(BIN)/pytest -m runners tests/runners
 
