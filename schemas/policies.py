@@ -40,6 +40,14 @@ class Found:
     labels: Sequence[tuple[str, float]] = ()
 
 
+def _in_words(wanted: Any) -> str:
+    if isinstance(wanted, list):
+        return " or ".join(wanted)
+    if isinstance(wanted, dict):
+        return " or ".join(f"{name} {least}" for name, least in wanted.items())
+    return str(wanted)
+
+
 @dataclass(frozen=True)
 class Rule:
     """`when` as in the file; `rank` is the last that holds, the other numbers are the least."""
@@ -69,7 +77,8 @@ class Rule:
         ]
 
     def told(self) -> str:
-        return ", ".join(f"{name} {wanted}" for name, wanted in self.when.items()) or "always"
+        """The conditions in words, as the record of a proposal keeps them."""
+        return ", ".join(f"{name} {_in_words(wanted)}" for name, wanted in self.when.items()) or "always"
 
 
 @dataclass(frozen=True)

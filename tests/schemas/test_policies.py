@@ -23,7 +23,11 @@ def test_the_first_rule_that_holds_decides():
     assert policy.propose(FOUND) == ("remove", "house, rule 2: said True, rank 5, coverage 0.9", [])
     labelled = Found("privacy", True, 1, 1.0, 1.0, 0, [("pii/EMAIL", 0.5), ("pii/PHONE", 0.4), ("hf/toxic", 0.9)])
     proposal, told, named = policy.propose(labelled)
-    assert proposal == "redact" and told.startswith("house, rule 1: ") and named == [("pii/EMAIL", 0.5)]
+    assert (
+        proposal == "redact"
+        and told == "house, rule 1: category privacy, labels pii/* 0.5"
+        and named == [("pii/EMAIL", 0.5)]
+    )
 
 
 @pytest.mark.parametrize(
