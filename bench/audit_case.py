@@ -12,7 +12,8 @@ No toxicity model is at hand, so the case trains a small classifier of its own, 
 classifier's labels arrive, and says nothing about real toxicity. Without Chromium the review is done in the file
 instead, saying so; where CI is set that is an error.
 
-Prints one JSON object, one line, last on standard output.
+Prints one JSON object, one line, last on standard output, and ends with an error where a planted text was left or
+something else taken out, where other requests than the three are not said, or where the chain cannot be told.
 """
 
 import argparse
@@ -330,6 +331,9 @@ def main() -> None:
     start = time.perf_counter()
     result = run_case(room)
     print(json.dumps(result | {"seconds": round(time.perf_counter() - start)}))
+    whole = result["planted_removed_or_redacted"] == 1.0 and not result["others_removed"] and result["explained"]
+    if not whole or [name[:3] for name in result["not_said"]] != ["R18", "R19", "R20"]:
+        sys.exit("the case did not end as it should: see the object above")
 
 
 if __name__ == "__main__":
