@@ -233,12 +233,6 @@ def review(run: Path, room: Path) -> tuple[str, int]:
     return "file", review_in_file(run, room)
 
 
-def control_of(run: Path, room: Path, removed: int) -> str:
-    """As many random examples as were taken out, as removals."""
-    rows = [json.loads(line) for line in (run / "control_removals.jsonl").read_text().splitlines()]
-    return write_jsonl(room / "control_removals.jsonl", rows[:removed])
-
-
 def shoot(page_file: Path, picture: Path, width: int = 1280) -> None:
     """A screenshot of a report."""
     from playwright.sync_api import sync_playwright
@@ -279,10 +273,8 @@ def run_case(room: Path) -> dict[str, Any]:
     how, decisions = review(room / "run", room)
     verb("clean", "--corpus", corpus, "--removals", place["run"], "--output", place["cleaned"])
     cleaned = read_manifest(place["cleaned"], "corpus")
-    changed = cleaned.counts["removed"] + cleaned.details["redacted"]
-    verb(
-        "clean", "--corpus", corpus, "--removals", control_of(room / "run", room, changed), "--output", place["control"]
-    )
+    control = f"{place['run']}/control_removals.jsonl"
+    verb("clean", "--corpus", corpus, "--removals", control, "--output", place["control"])
     verb("purge", "--index", place["index"], "--removals", place["run"])
     verb(
         "verify", "--before", place["model"], "--after_corpus", place["cleaned"], "--control_corpus", place["control"],

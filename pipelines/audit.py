@@ -222,8 +222,9 @@ def _is_prediction(folder: str) -> bool:
 
 def read_verification(folder: str) -> Verification:
     """What `verify` measured, or predicted."""
-    manifest = read_manifest(folder, "prediction" if _is_prediction(folder) else "verification")
-    rows = [json.loads(line) for line in read_bytes(verified(folder, "answers.jsonl")).split(b"\n") if line]
+    kind, name = ("prediction", "predictions.jsonl") if _is_prediction(folder) else ("verification", "answers.jsonl")
+    manifest = read_manifest(folder, kind)
+    rows = [json.loads(line) for line in read_bytes(verified(folder, name)).split(b"\n") if line]
     by_fact: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
         by_fact.setdefault((row["set"], row["fact_id"]), []).append(row)

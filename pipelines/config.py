@@ -208,7 +208,7 @@ class FlagConfig:
     max_per_fact: int = 5
     """Most examples proposed for one fact."""
     min_coverage: float = 0.9
-    """Least evidence: the share of the query's word weight (idf) that the passage must hold, 0 to 1."""
+    """Of facts: the share of the query's word weight (idf) that a passage must hold, 0 to 1; requests have a policy."""
     policy: str = ""
     """Of audit requests: a YAML file that says what to propose by category, scores and labels; one is built in."""
     scorers: tuple[str, ...] = ()
@@ -216,7 +216,7 @@ class FlagConfig:
     duplicates: float = 0.5
     """Of audit requests: least similarity of near-duplicates, which stand or fall together; 0 looks for none."""
     approve: Literal["none", "all"] = "none"
-    """`all` approves every proposal; otherwise a person sets `decision` in removals.jsonl to approved or rejected."""
+    """`all` approves every proposal but what is to be judged; else a person sets `decision` in removals.jsonl."""
     by: str = ""
     """Who approves, for the record; needed with --approve all."""
     seed: int = 0

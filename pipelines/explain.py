@@ -37,7 +37,6 @@ def _from_requests(run: str, example_id: str) -> Iterator[str]:
     lines = read_bytes(verified(run, EVIDENCE)).split(b"\n")
     for row in (row for row in map(json.loads, filter(None, lines)) if row["example_id"] == example_id):
         request = asked[row["request_id"]]
-        told = {True: "says it", False: "does not say it by itself", None: "was not asked"}[request.said_by_model]
         given = ", ".join(
             f"{name} {value}"
             for name in ("requester", "reason", "deadline")
@@ -45,6 +44,7 @@ def _from_requests(run: str, example_id: str) -> Iterator[str]:
         )
         yield f"request {row['request_id']} ({request.request.category}){': ' + _shown(given) if given else ''}"
         for case in request.cases:
+            told = {True: "says it", False: "does not say it by itself", None: "was not asked"}[case.known]
             yield f"  prompt {_shown(case.prompt)}, output complained of {_shown(case.output)}; the model {told}"
         place = f"{row['file']}, row {row['row']}"
         yield f"  passage {place}, characters {row['start']} to {row['end']}: {_shown(row['text'])}"
@@ -142,4 +142,5 @@ def run(config: ExplainConfig) -> list[str]:
 
 
 def print_result(lines: list[str]) -> None:
-    print("\n".join(lines))
+    """One step a line, whatever stands in an id or a file's name."""
+    print("\n".join(visible(line).replace("\n", "\\n") for line in lines))

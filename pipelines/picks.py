@@ -6,6 +6,7 @@ ours: one that stands nowhere is refused, as that of a decision is.
 """
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any
@@ -17,6 +18,7 @@ from pipelines.storage import STAGES, join, read_bytes
 from schemas.records import Removal, text_sha256
 from schemas.removals import domain, parse_list, parse_removals, removals_to_jsonl
 
+_WITH_HOST = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*:)?//")
 PICKS = f"{STAGES}/picks"  # the approved decisions, or the list, as the workers read it
 # (id, text, fields) -> (the decision about the record, the entry that picks it), None for a record that stays
 Picker = Callable[[str, str, dict[str, Any]], tuple[Removal, str] | None]
@@ -64,7 +66,7 @@ def picker(folder: str, config: CleanConfig) -> Picker:
 def domains_of(url: Any) -> Iterator[str]:
     """The host of a URL and every domain above it, nearest first; nothing for what is no URL."""
     try:
-        host = urlsplit(url if "//" in url else f"//{url}").hostname if isinstance(url, str) else None
+        host = urlsplit(url if _WITH_HOST.match(url) else f"//{url}").hostname if isinstance(url, str) else None
     except ValueError:
         return  # brackets that hold no address, for instance: it has no host
     name = domain(host or "")

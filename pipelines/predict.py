@@ -32,22 +32,16 @@ from pipelines.asking import (
 )
 from pipelines.config import VerifyConfig
 from pipelines.corpus import CorpusFormat, Record, base_folder, list_corpus, read_records
-from pipelines.storage import OutputFolder, read_bytes
+from pipelines.decisions import read_approved
+from pipelines.storage import OutputFolder
 from schemas.errors import ArtifactMismatch, ConfigError
 from schemas.manifest import Manifest
 from schemas.records import Removal
-from schemas.removals import approved, parse_removals
 
 
 def read_removals(path: str, option: str) -> list[Removal]:
-    """The approved removals of a file. Raises ConfigError if there is none, or one that is no whole text's."""
-    found = parse_removals(read_bytes(path), path)
-    chosen = approved(found)
-    if not chosen:
-        raise ConfigError(
-            f"--{option} {path}: expected at least one approved removal, found none among {len(found)}; set their "
-            "decision to approved"
-        )
+    """The approved removals of a run or a file. Raises ConfigError if there is none, or one that is no whole text's."""
+    chosen = read_approved(path)
     require_whole(chosen, path, option)
     return chosen
 

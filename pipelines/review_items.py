@@ -132,7 +132,7 @@ def load_case(folder: str) -> Case:
     if missing:
         raise ConfigError(
             f"{folder}: expected a run for audit requests, found no {' and no '.join(missing)} in it; make it with "
-            "`proponent flag --requests`, or edit a copy of its removals.jsonl and take the decisions with --take"
+            "`trace --requests` and `flag`, or edit a copy of its removals.jsonl and take the decisions with --take"
         )
     removals = parse_removals(read_bytes(verified(folder, REMOVALS)), join(folder, REMOVALS))
     requests, evidence = (
@@ -311,8 +311,8 @@ def request_row(request: dict[str, Any]) -> dict[str, Any]:
         {
             "prompt": shown(case["prompt"], SHORT[0]),
             "output": shown(case["output"], SHORT[0]),
-            "said": shown(case["said"], SHORT[0]),
-            "known": bool(case["known"]),
+            "said": None if case["said"] is None else shown(case["said"], SHORT[0]),
+            "known": case["known"],
             "probability": finite(case["probability"]),
         }
         for case in request["cases"]
@@ -323,7 +323,7 @@ def request_row(request: dict[str, Any]) -> dict[str, Any]:
         "category": shown(request["category"]),
         "cases": cases,
         "exemplars": [shown(text, SHORT[0]) for text in request["exemplars"]],
-        "said_by_model": bool(request["said_by_model"]),
+        "said_by_model": request["said_by_model"],
     }
 
 
@@ -542,6 +542,8 @@ def _checked(case: Case, asked: dict[str, Any]) -> tuple[list[int], str, str, li
 def _action(case: Case, example: int, action: str, selections: list[list[int]]) -> tuple[str, Spans]:
     example_id = case.example_ids[example]
     proposal = proposal_of(case, example_id)
+    if action == "proposed" and proposal.action != "redact" and _redacted_with(case, example_id):
+        raise Refused("nothing_to_redact", id=shown(example_id))  # it falls with them, but not further than they do
     if action == "remove" or (action == "proposed" and (proposal.action != "redact" or not proposal.spans)):
         return "remove", ()
     if action == "proposed":
@@ -559,6 +561,16 @@ def _action(case: Case, example: int, action: str, selections: list[list[int]]) 
     if not all(found):
         raise Refused("not_in_duplicate", id=shown(example_id))
     return "redact", merged(span for spans in found for span in spans)
+
+
+def _redacted_with(case: Case, example_id: str) -> bool:
+    """Whether a near-duplicate of the example is proposed to be redacted."""
+    groups = {row["group"] for row in case.passages[example_id]} - {""}
+    return any(
+        row["group"] in groups and row["proposal"]["action"] == "redact"
+        for rows in case.passages.values()
+        for row in rows
+    )
 
 
 def _words_at(case: Case, example: int, start: int, end: int) -> tuple[int, int, str]:

@@ -56,6 +56,7 @@ class Entry:
     def __post_init__(self) -> None:
         if not isinstance(self.reviewer, str) or not self.reviewer:
             raise ValueError(f"field 'reviewer' must be a non-empty string, found {self.reviewer!r}")
+        self.reason.encode()  # a lone surrogate could not be written on: UnicodeEncodeError is a ValueError
         if self.decision not in VERDICTS:
             raise ValueError(f"field 'decision' must be one of {', '.join(VERDICTS)}, found {self.decision!r}")
         names = ("example_id", "sha256", "action", "spans")

@@ -93,6 +93,7 @@ def request_from_row(row: Any) -> AuditRequest:
         tuple(_words(text, f"exemplars, item {n}", 2) for n, text in enumerate(exemplars, start=1)),
         **{name: str(row.get(name) or "") for name in ("requester", "reason", "deadline")},
     )
+    f"{request.requester}{request.reason}".encode()  # as in _words
     asked = (*request.cases, *request.exemplars)
     if not asked:
         raise ValueError("expected 'prompts' with the outputs complained of, or 'exemplars', found neither")
@@ -123,6 +124,12 @@ def requests_from_rows(rows: list[tuple[str, Any]], path: str) -> list[AuditRequ
                 f"{path}, {place}: the request_id {request.request_id!r} is used twice; give each its own"
             )
         requests[request.request_id] = request
+    ids = [fact.id for request in requests.values() for fact in facts_of(request)]
+    for request_id in requests:
+        if ids.count(request_id) > 1:
+            raise ConfigError(
+                f"{path}: the request_id {request_id!r} is that of another request's case (REQUEST/NUMBER); rename it"
+            )
     if not requests:
         raise ConfigError(f"{path}: expected at least one audit request, found none")
     return list(requests.values())

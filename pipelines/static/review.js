@@ -315,16 +315,16 @@ function question(request) {
   for (const text of request.exemplars) {
     box.append(make("div", { class: "complaint" }, make("p", { class: "label" }, t("exemplar")), make("blockquote", { dir: "auto" }, text)));
   }
-  if (!request.said_by_model && request.cases.length) box.append(make("p", { class: "warning" }, t("not_said")));
+  if (request.said_by_model === false && request.cases.length) box.append(make("p", { class: "warning" }, t("not_said")));
   return box;
 }
 
 function complaint(one) {
-  const says = t(one.known ? "says_it" : "says_not", { probability: one.probability === null ? t("not_a_number") : percent.format(one.probability) });
+  const says = one.said === null ? t("not_asked") : t(one.known ? "says_it" : "says_not", { probability: one.probability === null ? t("not_a_number") : percent.format(one.probability) });
   return make("dl", { class: "complaint" },
     make("div", {}, make("dt", {}, t("prompt")), make("dd", { dir: "auto" }, one.prompt)),
     make("div", { class: "output" }, make("dt", {}, t("output")), make("dd", { dir: "auto" }, one.output)),
-    make("div", {}, make("dt", {}, t("model_says")), make("dd", { dir: "auto" }, one.said.trim(), make("span", { class: "note" }, ` (${says})`))));
+    make("div", {}, make("dt", {}, t("model_says")), make("dd", { dir: "auto" }, (one.said ?? "").trim(), make("span", { class: "note" }, ` (${says})`))));
 }
 
 const spansText = (count) => tn("spans", count);

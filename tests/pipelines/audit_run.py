@@ -77,7 +77,7 @@ def verification(folder: Path, facts: list[tuple[str, str, str]], predicted: boo
     details = {"predicted_effects" if predicted else "effects": {"facts": {"probability": compared}}}
     with OutputFolder(str(folder), {"verb": "verify"}) as output:
         data = "".join(json.dumps(row) + "\n" for row in rows).encode()
-        file = output.write("answers.jsonl", data, len(rows))
+        file = output.write("predictions.jsonl" if predicted else "answers.jsonl", data, len(rows))
         counts = {"in": len(rows), "kept": len(rows), "removed": 0, "dead": 0}
         kind = "prediction" if predicted else "verification"
         output.finish(Manifest(kind, config={}, versions={}, counts=counts, details=details, files=[file]))

@@ -8,6 +8,7 @@ import pytest
 
 from pipelines import clean, explain, flag, index, purge, trace
 from pipelines.config import CleanConfig, ExplainConfig, FlagConfig, IndexConfig, PurgeConfig, TraceConfig
+from pipelines.decisions import read_approved
 from pipelines.storage import read_manifest
 from schemas.errors import ConfigError
 from schemas.ledger import Entry, append
@@ -173,3 +174,24 @@ def test_a_removal_is_followed_from_the_request_to_the_bytes_that_are_gone(place
     assert capsys.readouterr().out == text + "\n"
     kept = explain.run(ExplainConfig(run=str(run), id="oz-0", **options)) if "oz-0" in removals else []
     assert not kept or kept[-1].endswith("the purge did not remove this example")
+
+
+def test_a_runs_own_files_are_read_with_its_ledger_and_the_control_is_as_large_as_what_is_approved(place, tmp_path):
+    policy = tmp_path / "p.yaml"
+    policy.write_text("name: all\napprove: true\nrules: [{when: {category: false_fact, rank: 1}, propose: remove}]\n")
+    _, removals = flagged(place, tmp_path / "run", policy=str(policy))
+    run, by_policy = tmp_path / "run", [i for i, r in removals.items() if r["decision"] == "approved"]
+    assert {"guide", "guide-copy"} == set(by_policy) and len(removals) > 3
+    assert [r.example_id for r in read_approved(str(run / "removals.jsonl"))] == by_policy
+    append(run, [Entry("Ann", "guide", removals["guide"]["sha256"], "rejected")])
+    for path in (run, run / "removals.jsonl"):
+        assert [r.example_id for r in read_approved(str(path))] == ["guide-copy"]
+    control = read_approved(str(run / "control_removals.jsonl"))
+    assert len(control) == 1 and control[0].example_id not in removals
+    copied = shutil.copy(run / "removals.jsonl", tmp_path / "removals.jsonl")
+    assert [r.example_id for r in read_approved(str(copied))] == by_policy  # a file on its own says what it says
+
+
+def test_the_chain_tells_what_each_prompt_was_answered_and_forges_no_line(place, tmp_path, capsys):
+    explain.print_result(["a\nb \x1b[2J"])
+    assert capsys.readouterr().out == "a\\nb ⟦ESC⟧[2J\n"

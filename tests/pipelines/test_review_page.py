@@ -63,7 +63,7 @@ class Reviewer:
 
     def __init__(self, browser, served: Served, name: str, width: int = 1440):
         self.context = browser.new_context(viewport={"width": width, "height": 900})
-        self.context.set_default_timeout(8_000)
+        self.context.set_default_timeout(60_000)  # a loaded machine: alone, none takes 4 s
         self.page, self.wrong = self.context.new_page(), []
         self.page.on("dialog", lambda dialog: (self.wrong.append(f"dialog: {dialog.message}"), dialog.dismiss()))
         self.page.on("pageerror", lambda error: self.wrong.append(f"error: {error}"))

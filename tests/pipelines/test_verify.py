@@ -318,7 +318,7 @@ def test_a_checkpoint_without_its_rate_or_its_tokens_a_step_is_not_predicted_fro
 
 def test_removals_that_are_not_approved_missing_or_changed_are_refused(place, tmp_path):
     proposed = removals(tmp_path / "proposed.jsonl", PLANTED, "proposed")
-    message = "--removals .*: expected at least one approved removal, found none among 3"
+    message = "expected at least one removal whose decision is 'approved', found none"
     refused(place, tmp_path, ConfigError, message, **predicting(place) | {"removals": proposed})
     gone = {"corpus": str(place / "cleaned.jsonl")}
     message = r"expected every approved removal as it was judged, found 3 that stand nowhere in it \(p0, p1, p2\)"

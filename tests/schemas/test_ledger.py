@@ -50,7 +50,7 @@ def test_an_empty_ledger_is_no_file(run):
 
 
 def test_what_is_appended_is_read_back(run):
-    redaction = entry("e2", action="redact", spans=((3, 9), (12, 15)), reason="a name\n\ud800", request_ids=("r1",))
+    redaction = entry("e2", action="redact", spans=((3, 9), (12, 15)), reason="a name\n\u202e", request_ids=("r1",))
     written = append(run, [entry("e1"), redaction], now="2026-11-27T10:00:00+00:00")
     assert read_ledger(run) == written
     assert [e.seq for e in written] == [1, 2] and written[1].time == "2026-11-27T10:00:00+00:00"

@@ -30,6 +30,7 @@ def test_a_request_reads_back_from_its_row():
         ({"prompts": []}, "expected 'prompts' with the outputs complained of, or 'exemplars', found neither"),
         ({"exemplars": ["word"]}, "exemplars, item 1' must be a text of at least 2 words"),
         ({"dedline": "2026-01-01"}, "found the key 'dedline'; did you mean 'deadline'?"),
+        ({"reason": "\ud83d"}, "surrogates not allowed"),
         ({"deadline": "soon"}, "'deadline' must be a date such as 2026-12-31, found 'soon'"),
         ({"prompts": ROW["prompts"] * 2}, "found one twice"),
         ({"exemplars": [f"text {n}" for n in range(64)]}, "at most 64 prompts and exemplars, found 65"),
@@ -45,6 +46,9 @@ def test_a_file_names_the_place_and_repeated_ids():
         requests_from_rows([("line 1", ROW), ("line 2", [])], "r.jsonl")
     with pytest.raises(ConfigError, match=r"r\.jsonl, line 9: the request_id 'r1' is used twice"):
         requests_from_rows([("line 1", ROW), ("line 9", ROW)], "r.jsonl")
+    rows = [("line 1", ROW | {"exemplars": ["Oz is far."]}), ("line 2", ROW | {"request_id": "r1/2"})]
+    with pytest.raises(ConfigError, match=r"the request_id 'r1/2' is that of another request's case"):
+        requests_from_rows(rows, "r.jsonl")
     with pytest.raises(ConfigError, match="expected at least one audit request"):
         requests_from_rows([], "r.jsonl")
 
