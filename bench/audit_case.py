@@ -195,9 +195,8 @@ def review_in_browser(run: Path, shots: Path) -> int:
             decisions, progress = 0, page.locator("#progress")
             while (now := progress.get_attribute("aria-valuenow")) != progress.get_attribute("aria-valuemax"):
                 page.keyboard.press("a" if "planted-" in page.locator("#item").inner_text() else "r")
-                page.wait_for_function(
-                    "now => document.querySelector('#progress').getAttribute('aria-valuenow') !== now", arg=now
-                )
+                while progress.get_attribute("aria-valuenow") == now:  # Playwright's waiting would evaluate a string
+                    page.wait_for_timeout(10)
                 page.wait_for_selector("body:not([aria-busy])")
                 decisions += 1
                 if decisions == 3:

@@ -222,7 +222,7 @@ class Removal:
         if row["decision"] not in ("proposed", "approved", "rejected"):
             raise ValueError(f"field 'decision' must be proposed, approved or rejected, found {row['decision']!r}")
         known = _known(cls, {"reason": "", "action": "remove", **row})
-        for name in ("example_id", "reason", "decided_by"):
+        for name in ("reason", "decided_by"):
             str(known.get(name, "")).encode()  # a lone surrogate is no text: UnicodeEncodeError is a ValueError
         for name in ("fact_ids", "evidence", "request_ids"):
             known[name] = tuple(known.get(name) or ())

@@ -40,6 +40,11 @@ HOSTILE = [
 HIDDEN = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufeff\uffff]")
 
 
+def whole(text: str) -> str:
+    """The text without lone surrogates, which a ledger refuses."""
+    return text.replace("\ud800", "").replace("\udfff", "")
+
+
 def hostile_run(folder: Path) -> str:
     """Every hostile text in every place that a corpus, a request, a scorer or a reviewer can fill."""
     rows, requests = [], []
@@ -59,8 +64,8 @@ def hostile_run(folder: Path) -> str:
             ))  # fmt: skip
     run = write_run(folder, requests, rows, [])
     entries = [
-        Entry(text[:500].replace("\ud800", "").replace("\udfff", ""), row["example_id"], row["sha256"], "approved",
-              reason=text[:500], request_ids=(row["request_id"],))
+        Entry(whole(text[:500]), row["example_id"], row["sha256"], "approved",
+              reason=whole(text[:500]), request_ids=(row["request_id"],))
         for row in rows[::2] for text in [row["text"]]
     ]  # fmt: skip
     append(run, entries)
