@@ -19,6 +19,8 @@ from phonenumbers import Leniency, PhoneNumberMatcher
 from stdnum import iban, luhn
 from stdnum.us import ssn
 
+from schemas.records import joined_spans
+
 Span = tuple[int, int]
 Spans = dict[str, list[Span]]
 # Countries whose numbers are told without their +: Germany's, for instance, may be as short as a year.
@@ -138,16 +140,5 @@ def secrets(text: str) -> Spans:
                 end = _REST[detector.secret_type].match(text, end).end()
             spans.add((start, end))
         if spans:
-            found[detector.secret_type] = _merged(sorted(spans))
+            found[detector.secret_type] = list(joined_spans(spans))
     return found
-
-
-def _merged(spans: list[Span]) -> list[Span]:
-    """Sorted spans, those that touch or overlap joined."""
-    joined = spans[:1]
-    for start, end in spans[1:]:
-        if start <= joined[-1][1]:
-            joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
-        else:
-            joined.append((start, end))
-    return joined

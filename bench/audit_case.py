@@ -33,6 +33,7 @@ from pipelines.__main__ import main as proponent
 from pipelines.demo import encoder_folder
 from pipelines.demo_corpus import make_demo_corpus
 from pipelines.storage import read_manifest
+from schemas.jsonl import jsonl_bytes
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data" / "trex"
 SENTENCES, SEED, CHROMIUM, REVIEWER = 700, 0, "/usr/bin/chromium", "auditor"
@@ -72,7 +73,7 @@ def say(text: str) -> None:
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> str:
-    path.write_bytes(b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows))
+    path.write_bytes(jsonl_bytes(rows))
     return str(path)
 
 

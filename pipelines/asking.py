@@ -24,6 +24,7 @@ from pipelines.stage import library_versions
 from pipelines.storage import OutputFolder, read_bytes
 from schemas.errors import ArtifactMismatch, ConfigError
 from schemas.facts import asked, parse_facts
+from schemas.jsonl import jsonl_bytes
 from schemas.manifest import Kind, Manifest
 from schemas.records import DeadLetter, Fact
 
@@ -163,10 +164,6 @@ def measured(replies: list[dict[str, Reply]], questions: Questions, predicted: b
     return Measured(said, questions.facts, questions.retain, held_out, predicted=predicted)
 
 
-def _jsonl(rows: list[dict[str, Any]]) -> bytes:
-    return b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
-
-
 def write(
     output: OutputFolder, config: VerifyConfig, kind: Kind, found: Measured, seeds: list[int], facts: dict[str, Any]
 ) -> Manifest:
@@ -175,8 +172,8 @@ def write(
     name = "predictions" if found.predicted else "answers"
     rows, effects = answer_rows(found, seeds), fact_effects(found)
     files = [
-        output.write(f"{name}.jsonl", _jsonl(rows), len(rows)),
-        output.write(f"{found.prefix}effects.jsonl", _jsonl(effects), len(effects)),
+        output.write(f"{name}.jsonl", jsonl_bytes(rows), len(rows)),
+        output.write(f"{found.prefix}effects.jsonl", jsonl_bytes(effects), len(effects)),
         output.write("summary.json", json.dumps(summary, indent=1).encode() + b"\n", 1),
     ]
     num_asked = len(found.facts) + len(found.retain)

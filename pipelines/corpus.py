@@ -49,6 +49,7 @@ from pipelines.storage import (
     with_generation,
 )
 from schemas.errors import ConfigError, FailureBudgetExceeded
+from schemas.jsonl import jsonl_bytes
 from schemas.manifest import MANIFEST, FileInfo
 from schemas.records import DeadLetter, text_sha256
 
@@ -556,7 +557,7 @@ def _sorted_ids(hashes: bytearray, rows: array) -> tuple[np.ndarray, np.ndarray]
 
 
 def letters_to_jsonl(letters: list[DeadLetter]) -> bytes:
-    return b"".join(json.dumps(letter.to_row(), ensure_ascii=False).encode() + b"\n" for letter in letters)
+    return jsonl_bytes(letter.to_row() for letter in letters)
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,7 @@ from schemas.errors import ConfigError
 from schemas.ledger import read_ledger, standing_removals
 from schemas.manifest import MANIFEST, parse_manifest
 from schemas.records import Removal
-from schemas.removals import approved, parse_removals
-
-REMOVALS, CONTROL = "removals.jsonl", "control_removals.jsonl"
+from schemas.removals import CONTROL, REMOVALS, approved, parse_removals
 
 
 def _is_run(folder: str) -> bool:

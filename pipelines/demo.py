@@ -19,6 +19,7 @@ from pipelines.demo_corpus import DemoCorpus, make_demo_corpus
 from pipelines.demo_report import Answer, ReportData, TracedFact, render_report
 from pipelines.storage import read_manifest, read_rankings
 from schemas.errors import ConfigError
+from schemas.jsonl import jsonl_bytes
 from schemas.manifest import Manifest
 from schemas.rankings import best_per_example
 from schemas.records import Fact, Proponent
@@ -53,7 +54,7 @@ def encoder_folder() -> str:
 
 
 def _write_jsonl(path: Path, rows: list[dict[str, Any]]) -> str:
-    path.write_bytes(b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows))
+    path.write_bytes(jsonl_bytes(rows))
     return str(path)
 
 

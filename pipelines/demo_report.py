@@ -13,6 +13,7 @@ from typing import Literal
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from attribution.evidence import FUNCTION_WORDS
 from pipelines.plots import Row, probability_plot, shares_plot
 from schemas.records import SIGNALS, Fact, Proponent, Removal
 from schemas.visible import visible
@@ -80,17 +81,10 @@ def render_report(data: ReportData) -> str:
 # ---------------------------------------------------------------------------------------------------- text and numbers
 
 _WORD = re.compile(r"\w+")
-_FUNCTION_WORDS = frozenset(
-    _WORD.findall(
-        "a an and are as at be been but by can did do does for from had has have he her his how i in into is it its "
-        "not of on or s she so t than that the their them then there these they this those to was we were what when "
-        "where which who whom whose will with you"
-    )
-)
 
 
 def _content_words(text: str) -> frozenset[str]:
-    return frozenset(word.casefold() for word in _WORD.findall(text)) - _FUNCTION_WORDS
+    return frozenset(word.casefold() for word in _WORD.findall(text)) - FUNCTION_WORDS
 
 
 def mark_words(text: str, fact: Fact) -> list[tuple[str, MarkKind]]:

@@ -3,19 +3,17 @@
 requests + their rankings -> gather -> near-duplicates over the index -> labels of scorers -> a policy's proposals
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from attribution.evidence import content_words, matching_words, overlap
 from pipelines.requests import AskedRequest
-from schemas.policies import Found, Policy
+from schemas.policies import STRONGEST_FIRST, Found, Policy
 from schemas.rankings import best_per_example
-from schemas.records import Passage, Proponent, Removal
+from schemas.records import Passage, Proponent, Removal, joined_spans
 from schemas.requests import facts_of
 
-EVIDENCE = "evidence.jsonl"
 TO_BE_JUDGED = "to be judged: "
-STRENGTH = {"keep": 0, "review": 1, "redact": 2, "remove": 3}
 FACTS_TOLD = 100  # of a request that holds many prompts: the passage's place is told for so many at most
 
 
@@ -118,7 +116,7 @@ def propose(asked: AskedRequest, row: dict[str, Any], policy: Policy) -> dict[st
     spans: tuple[tuple[int, int], ...] = ()
     if action == "redact":
         pairs = zip(labels, row["labels"], strict=True)
-        spans = joined(span for pair, label in pairs if pair in named for span in label["spans"])
+        spans = joined_spans(span for pair, label in pairs if pair in named for span in label["spans"])
         if not spans:
             return {"action": "review", "spans": [], "rule": f"{rule}; no scorer says which part to redact"}
     return {"action": action, "spans": [list(span) for span in spans], "rule": rule}
@@ -134,9 +132,13 @@ def propose_all(rows: list[dict[str, Any]], asked: AskedRequest, policy: Policy)
     for row in own:
         if row["group"]:
             best = strongest.setdefault(row["group"], row)
-            if STRENGTH[row["proposal"]["action"]] > STRENGTH[best["proposal"]["action"]]:
+            if _strength(row) < _strength(best):
                 strongest[row["group"]] = row
     return [_with_group(row, strongest.get(row["group"], row)) for row in own]
+
+
+def _strength(row: dict[str, Any]) -> int:
+    return STRONGEST_FIRST.index(row["proposal"]["action"])
 
 
 def _with_group(row: dict[str, Any], strongest: dict[str, Any]) -> dict[str, Any]:
@@ -160,7 +162,7 @@ def removals_of(rows: Iterable[dict[str, Any]]) -> list[Removal]:
             of_document.setdefault(row["example_id"], []).append(row)
     removals = []
     for example_id, found in sorted(of_document.items()):
-        strongest = max(found, key=lambda row: STRENGTH[row["proposal"]["action"]])
+        strongest = min(found, key=_strength)
         action = "redact" if strongest["proposal"]["action"] == "redact" else "remove"
         moved = ([row["start"] + start, row["start"] + end] for row in found for start, end in row["proposal"]["spans"])
         requests = dict.fromkeys(row["request_id"] for row in found)
@@ -172,7 +174,7 @@ def removals_of(rows: Iterable[dict[str, Any]]) -> list[Removal]:
                 decision="proposed",
                 reason=f"{judged}{strongest['proposal']['rule']} ({', '.join(requests)})",
                 action=action,
-                spans=joined(moved) if action == "redact" else (),
+                spans=joined_spans(moved) if action == "redact" else (),
                 fact_ids=tuple(dict.fromkeys(place["fact_id"] for row in found for place in row["facts"])),
                 request_ids=tuple(requests),
                 group=strongest["group"],
@@ -184,14 +186,3 @@ def removals_of(rows: Iterable[dict[str, Any]]) -> list[Removal]:
             )
         )
     return removals
-
-
-def joined(spans: Iterable[Sequence[int]]) -> tuple[tuple[int, int], ...]:
-    """Spans in order, those that touch or overlap made one."""
-    found: list[tuple[int, int]] = []
-    for start, end in sorted(spans):
-        if found and start <= found[-1][1]:
-            found[-1] = (found[-1][0], max(end, found[-1][1]))
-        else:
-            found.append((start, end))
-    return tuple(found)

@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from pipelines.audit import read_certificate
 from pipelines.config import ExplainConfig
 from pipelines.corpus import CLEANED, CorpusFormat, Record, read_records, relative_name
-from pipelines.decisions import REMOVALS
-from pipelines.evidence import EVIDENCE
 from pipelines.requests import read_asked
 from pipelines.storage import absolute, join, read_bytes, read_manifest, verified
 from pipelines.versions import taken_out
@@ -19,7 +17,7 @@ from schemas.errors import ConfigError
 from schemas.ledger import Entry, read_ledger, standing
 from schemas.manifest import Manifest
 from schemas.records import Removal
-from schemas.removals import parse_removals
+from schemas.removals import EVIDENCE, REMOVALS, parse_removals
 from schemas.visible import visible
 
 SHOWN = 200  # characters of a text

@@ -5,7 +5,6 @@ rankings/ of audit requests + the index   -> the same, and evidence.jsonl, reque
 """
 
 import datetime
-import json
 import logging
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -17,16 +16,17 @@ from attribution.removal import control, propose
 from pipelines import progress
 from pipelines.config import FlagConfig
 from pipelines.duplicates import find_duplicates
-from pipelines.evidence import EVIDENCE, TO_BE_JUDGED, gather, passage_of, propose_all, removals_of, with_duplicates
-from pipelines.requests import REQUESTS, read_asked, read_policy, requests_to_jsonl
+from pipelines.evidence import TO_BE_JUDGED, gather, passage_of, propose_all, removals_of, with_duplicates
+from pipelines.requests import read_asked, read_policy, requests_to_jsonl
 from pipelines.score import load_scorers, score_passages
 from pipelines.stage import library_versions, log_runner
 from pipelines.storage import OutputFolder, join, read_manifest, read_rankings, verified
 from schemas.errors import ConfigError
+from schemas.jsonl import jsonl_bytes
 from schemas.manifest import FileInfo, Manifest
 from schemas.policies import PROPOSALS
 from schemas.records import Removal
-from schemas.removals import removals_to_jsonl
+from schemas.removals import CONTROL, EVIDENCE, REMOVALS, REQUESTS, removals_to_jsonl
 
 log = logging.getLogger(__name__)
 
@@ -64,8 +64,8 @@ def _control(index_folder: str, index: Manifest, proposed: list[Removal], seed: 
 
 def _write_removals(output: OutputFolder, proposed: list[Removal], randomly: list[Removal]) -> list[FileInfo]:
     return [
-        output.write("removals.jsonl", removals_to_jsonl(proposed), len(proposed)),
-        output.write("control_removals.jsonl", removals_to_jsonl(randomly), len(randomly)),
+        output.write(REMOVALS, removals_to_jsonl(proposed), len(proposed)),
+        output.write(CONTROL, removals_to_jsonl(randomly), len(randomly)),
     ]
 
 
@@ -116,7 +116,7 @@ def run(config: FlagConfig, beam_args: tuple[str, ...] = ()) -> Manifest:
             "proposed": len(proposed),
             "cut": cut_in_words(config),
             "decision": proposed[0].decision,
-            "edit": join(config.output, "removals.jsonl"),
+            "edit": join(config.output, REMOVALS),
         },
     )
     return manifest
@@ -162,10 +162,9 @@ def flag_requests(config: FlagConfig, index_folder: str, index: Manifest, beam_a
             approved = {removal.example_id: removal for removal in _approved(told, by)}
             proposed = [approved.get(removal.example_id, removal) for removal in proposed]
         randomly = _control(index_folder, index, proposed, config.seed)
-        data = b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
         files = [
             *_write_removals(output, proposed, randomly),
-            output.write(EVIDENCE, data, len(rows)),
+            output.write(EVIDENCE, jsonl_bytes(rows), len(rows)),
             output.write(REQUESTS, requests_to_jsonl(asked), len(asked)),
             *letters,
         ]

@@ -60,6 +60,7 @@ from pipelines.storage import (
 )
 from pipelines.update import check_models, next_details, settings_of
 from schemas.errors import ArtifactMismatch, ConfigError
+from schemas.jsonl import jsonl_bytes
 from schemas.manifest import FileInfo, Manifest
 from schemas.records import Removal
 from schemas.removals import parse_removals, removals_to_jsonl
@@ -190,7 +191,7 @@ def _without_letters(
                 kept.append(letter)
         if kept != letters:
             gone.add(info.name)
-            data = b"".join(json.dumps(letter, ensure_ascii=False).encode() + b"\n" for letter in kept)
+            data = jsonl_bytes(kept)
             name = f"{with_generation(info.name.removesuffix('.jsonl'), generation)}.jsonl"
             files += [output.write(name, data, len(kept))] if kept else []
             for row in details.get("gradient", {}).get("checkpoints", []):

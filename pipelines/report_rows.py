@@ -11,6 +11,7 @@ from typing import Any
 from pipelines.audit import ARMS, Audit, MeasuredFact
 from pipelines.review_items import finite, passage_row, proposal_of
 from schemas.ledger import Entry
+from schemas.policies import STRONGEST_FIRST
 from schemas.records import Removal
 
 MOST = (4_000, 1_500)  # characters and pieces of a passage that are shown; evidence.jsonl holds the rest
@@ -86,16 +87,13 @@ def card(audit: Audit, request_id: str, number: int, ids: list[str]) -> dict[str
                 "outcome": audit.outcome(example_id),
                 "removal": removal,
                 "reason": stands.reason if stands else removal.reason if removal else "",
-                "proposal": min((row["proposal"]["action"] for row in rows), key=_STRENGTH.index),
+                "proposal": min((row["proposal"]["action"] for row in rows), key=STRONGEST_FIRST.index),
                 "rules": [rule for rule in rules if rule],
                 "passages": passages(audit, request_id, example_id),
                 "rank": min(row["rank"] for row in rows),
             }
         )
     return {"number": number, "first": examples[0], "others": examples[1:]}
-
-
-_STRENGTH = ("remove", "redact", "review", "keep")
 
 
 def cards(audit: Audit, request_id: str) -> list[dict[str, Any]]:

@@ -17,11 +17,12 @@ from pipelines import progress
 from pipelines.storage import read_bytes, verified
 from schemas.errors import ConfigError
 from schemas.facts import with_space
+from schemas.jsonl import jsonl_bytes
 from schemas.policies import DEFAULT, Policy, policy_from_row
 from schemas.records import Fact
+from schemas.removals import REQUESTS
 from schemas.requests import AuditRequest, case_id, requests_from_rows
 
-REQUESTS = "requests.jsonl"
 LEAST_SAID, MOST_SAID = 8, 64  # tokens of the model's own answer that are kept, as many as the output complained of has
 
 
@@ -133,7 +134,7 @@ def ask_model(requests: list[AuditRequest], checkpoint: Checkpoint | None, name:
 
 
 def requests_to_jsonl(asked: list[AskedRequest]) -> bytes:
-    return b"".join(json.dumps(request.to_row(), ensure_ascii=False).encode() + b"\n" for request in asked)
+    return jsonl_bytes(request.to_row() for request in asked)
 
 
 def read_asked(folder: str) -> list[AskedRequest]:

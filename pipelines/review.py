@@ -12,12 +12,12 @@ import socket
 
 from pipelines import progress
 from pipelines.config import ReviewConfig
-from pipelines.review_items import EVIDENCE, REMOVALS, Case, load_case
+from pipelines.review_items import Case, load_case
 from pipelines.storage import absolute, is_local, join, read_bytes, read_manifest, verified
 from schemas.errors import ArtifactMismatch, ConfigError
 from schemas.ledger import LEDGER, Entry, append_with, read_ledger, standing_removals
 from schemas.records import Removal
-from schemas.removals import parse_removals
+from schemas.removals import EVIDENCE, REMOVALS, parse_removals
 
 log = logging.getLogger(__name__)
 LOOPBACK = "127.0.0.1"

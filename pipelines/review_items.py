@@ -19,12 +19,11 @@ from typing import Any
 from pipelines.storage import absolute, join, read_bytes, read_manifest, verified
 from schemas.errors import ArtifactMismatch, ConfigError
 from schemas.ledger import Entry, standing
-from schemas.records import Removal
-from schemas.removals import parse_removals
+from schemas.policies import STRONGEST_FIRST
+from schemas.records import Removal, joined_spans
+from schemas.removals import EVIDENCE, REMOVALS, REQUESTS, parse_removals
 from schemas.visible import hidden_runs, long_name, short_name, visible
 
-REQUESTS, EVIDENCE, REMOVALS = "requests.jsonl", "evidence.jsonl", "removals.jsonl"
-PROPOSALS = ("remove", "redact", "review", "keep")  # the strongest first
 SNIPPET, NAME = 140, 200  # characters
 SHORT, WHOLE = (8_000, 2_000), (2_000_000, 20_000)  # characters and pieces of a passage that the page is given at once
 _LEVELS = (0.1, 0.35, 0.7)  # of the passage's highest share: a token's influence is drawn in as many strengths
@@ -213,17 +212,6 @@ def scores(row: dict[str, Any]) -> dict[str, float | None]:
     return {name: finite(score) for name, score in row["signals"].items()} | {"": finite(row["score"])}
 
 
-def merged(spans: Iterable[Iterable[int]]) -> Spans:
-    """The spans sorted, and those that meet or overlap made one."""
-    found: list[tuple[int, int]] = []
-    for start, end in sorted((int(start), int(end)) for start, end in spans):
-        if found and start <= found[-1][1]:
-            found[-1] = (found[-1][0], max(end, found[-1][1]))
-        else:
-            found.append((start, end))
-    return tuple(found)
-
-
 def moved(spans: Iterable[Iterable[int]], by: int) -> Spans:
     return tuple((start + by, end + by) for start, end in spans)
 
@@ -239,15 +227,15 @@ class Proposal:
 
 def proposal_of(case: Case, example_id: str) -> Proposal:
     rows = case.passages[example_id]
-    action = min((row["proposal"]["action"] for row in rows), key=PROPOSALS.index)
+    action = min((row["proposal"]["action"] for row in rows), key=STRONGEST_FIRST.index)
     asked = [row for row in rows if row["proposal"]["action"] == action]
-    spans = merged(span for row in asked for span in moved(row["proposal"]["spans"], row["start"]))
+    spans = joined_spans(span for row in asked for span in moved(row["proposal"]["spans"], row["start"]))
     return Proposal(action, spans, tuple(dict.fromkeys(row["proposal"]["rule"] for row in asked)))
 
 
 def label_spans(case: Case, example_id: str) -> Spans:
     """The spans that scorers marked, in characters of the example."""
-    return merged(
+    return joined_spans(
         span
         for row in case.passages[example_id]
         for label in row["labels"]
@@ -271,7 +259,7 @@ def segments(text: str, marks: dict[str, Iterable[Iterable[int]]]) -> list[dict[
     """
     length, changes = len(text), {}
     for name, spans in marks.items():
-        for start, end in merged(spans):
+        for start, end in joined_spans(spans):
             start, end = max(0, start), min(length, end)
             if start < end:
                 changes.setdefault(start, []).append((name, 1))
@@ -338,7 +326,7 @@ def queue_row(case: Case, item: Item, places: dict[str, int]) -> dict[str, Any]:
         "id": shown(ids[0]),
         "requests": [places[request_id] for request_id in item.request_ids],
         "sources": sorted({shown(row["source"]) for row in rows}),
-        "proposal": min((proposal.action for proposal in proposals), key=PROPOSALS.index),
+        "proposal": min((proposal.action for proposal in proposals), key=STRONGEST_FIRST.index),
         "rank": best["rank"],
         "snippet": visible(" ".join(snippet)[:SNIPPET]),
     }
@@ -394,7 +382,7 @@ def passage_row(
         "end": rows[0]["end"],
         "segments": pieces,
         "rest": len(text) - (pieces[-1]["end"] if pieces else 0),
-        "overlaps": [shown(text[s:e], 2 * NAME) for s, e in merged(marks["overlap"])],
+        "overlaps": [shown(text[s:e], 2 * NAME) for s, e in joined_spans(marks["overlap"])],
         "labels": [label_row(label, text) for label in labels.values()],
         "found": [
             {
@@ -556,11 +544,11 @@ def _action(case: Case, example: int, action: str, selections: list[list[int]]) 
     chosen = [(place, *_words_at(case, place, start, end)) for place, start, end in selections]
     own = [(start, end) for place, start, end, _ in chosen if place == example]
     if own:
-        return "redact", merged(own)
+        return "redact", joined_spans(own)
     found = [_occurrences(case, example_id, words) for *_, words in chosen]
     if not all(found):
         raise Refused("not_in_duplicate", id=shown(example_id))
-    return "redact", merged(span for spans in found for span in spans)
+    return "redact", joined_spans(span for spans in found for span in spans)
 
 
 def _redacted_with(case: Case, example_id: str) -> bool:

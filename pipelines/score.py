@@ -17,6 +17,7 @@ from pipelines import progress
 from pipelines.stage import Done, Shard, all_files, run_stage
 from pipelines.storage import STAGES, OutputFolder, join, read_bytes
 from schemas.errors import ConfigError
+from schemas.jsonl import jsonl_bytes
 from schemas.manifest import FileInfo
 from schemas.records import DeadLetter, Label, Passage
 from schemas.tables import PASSAGES, parquet_bytes, to_table
@@ -52,7 +53,7 @@ def score_shard(spec: dict[str, Any], folder: str, out: Path) -> Done:
         written[f"dead_letters/score-{name}.jsonl"] = [letter.to_row() for letter in letters]
     for path, rows in written.items():
         (out / path).parent.mkdir(parents=True, exist_ok=True)
-        (out / path).write_bytes(b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows))
+        (out / path).write_bytes(jsonl_bytes(rows))
     counts = {"in": len(passages), "dead": len(letters)}
     return Done(counts, {path: len(rows) for path, rows in written.items()}, {"failed": failed})
 

@@ -89,9 +89,8 @@ def write_bytes(path: str, data: bytes) -> None:
         try:
             Path(temporary).write_bytes(data)
             os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)  # of a full disk it would keep what room there is
-            raise
+        finally:
+            Path(temporary).unlink(missing_ok=True)  # where it failed: of a full disk it would keep what room there is
     else:
         with FileSystems.create(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
             file.write(data)

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from pipelines import progress, resources
 from pipelines.config import TraceConfig
-from pipelines.requests import REQUESTS, AskedRequest, ask_model, read_requests, requests_to_jsonl
+from pipelines.requests import AskedRequest, ask_model, read_requests, requests_to_jsonl
 from pipelines.rerank import EXACT, fused_order, read_exact, rerank, reranked
 from pipelines.search import (
     Query,
@@ -44,6 +44,7 @@ from schemas.facts import asked, parse_facts, text_query
 from schemas.manifest import FileInfo, Manifest, require_match
 from schemas.rankings import rankings_to_jsonl, rankings_to_table, rankings_to_trec
 from schemas.records import Proponent
+from schemas.removals import REQUESTS
 from schemas.requests import AuditRequest, facts_of
 from schemas.tables import RANKINGS
 

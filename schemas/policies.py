@@ -22,6 +22,7 @@ from schemas.requests import CATEGORIES, nearest, refuse_unknown_keys
 
 Proposal = Literal["remove", "redact", "keep", "review"]
 PROPOSALS = get_args(Proposal)
+STRONGEST_FIRST = ("remove", "redact", "review", "keep")
 KEYS = ("name", "approve", "rules", "otherwise")
 CONDITIONS = ("category", "said", "rank", "score", "coverage", "overlap", "labels")
 

@@ -5,12 +5,13 @@ from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
 
+from schemas.jsonl import jsonl_bytes
 from schemas.records import Proponent
 from schemas.tables import RANKINGS, to_table
 
 
 def rankings_to_jsonl(proponents: Iterable[Proponent]) -> bytes:
-    return b"".join(json.dumps(p.to_row(), ensure_ascii=False).encode() + b"\n" for p in proponents)
+    return jsonl_bytes(p.to_row() for p in proponents)
 
 
 def rankings_from_jsonl(data: bytes) -> Iterator[Proponent]:

@@ -5,6 +5,7 @@ reader adds file and line.
 """
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Literal, Self
 
@@ -190,6 +191,17 @@ def checked_spans(action: str, value: Any) -> tuple[tuple[int, int], ...]:
             )
         last = span[1]
     return tuple((start, end) for start, end in value)
+
+
+def joined_spans(spans: Iterable[Iterable[int]]) -> tuple[tuple[int, int], ...]:
+    """Spans in order, those that touch or overlap made one."""
+    found: list[tuple[int, int]] = []
+    for start, end in sorted((int(start), int(end)) for start, end in spans):
+        if found and start <= found[-1][1]:
+            found[-1] = (found[-1][0], max(end, found[-1][1]))
+        else:
+            found.append((start, end))
+    return tuple(found)
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,11 @@ from collections.abc import Iterable
 from typing import Literal
 
 from schemas.errors import ConfigError
+from schemas.jsonl import jsonl_bytes
 from schemas.records import Removal
 
+REMOVALS, CONTROL = "removals.jsonl", "control_removals.jsonl"  # of a run; of one for audit requests also:
+REQUESTS, EVIDENCE = "requests.jsonl", "evidence.jsonl"
 ListKind = Literal["ids", "sha256", "domains"]
 _EXPECTED = {
     "sha256": (re.compile(r"[0-9a-f]{64}"), "the SHA-256 of a text, 64 hexadecimal digits"),
@@ -20,7 +23,7 @@ _EXPECTED = {
 
 
 def removals_to_jsonl(removals: Iterable[Removal]) -> bytes:
-    return b"".join(json.dumps(r.to_row(), ensure_ascii=False).encode() + b"\n" for r in removals)
+    return jsonl_bytes(r.to_row() for r in removals)
 
 
 def parse_removals(data: bytes, path: str) -> list[Removal]:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
+from schemas.jsonl import jsonl_bytes
 from schemas.records import Action, text_sha256
 
 
@@ -63,7 +64,7 @@ class Removed:
 
 
 def removed_to_jsonl(removed: Iterable[Removed]) -> bytes:
-    return b"".join(json.dumps(r.to_row(), ensure_ascii=False).encode() + b"\n" for r in removed)
+    return jsonl_bytes(r.to_row() for r in removed)
 
 
 def parse_removed(lines: Iterable[bytes]) -> Iterator[Removed]:

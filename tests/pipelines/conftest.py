@@ -1,6 +1,9 @@
 """A small corpus, a model trained on it and an index of it: made once, through the verbs themselves."""
 
 import json
+import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,8 @@ from pipelines import index, progress, train
 from pipelines.config import IndexConfig, TrainConfig
 
 progress.set_quiet(True)
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+MISSING = "pages are not tested in a browser: found no Chromium, or no playwright; install both (extra dev)"
 PLACES = ["Avalon", "Brigadoon", "Camelot", "Erewhon", "Laputa", "Lyonesse", "Narnia", "Oz", "Ruritania", "Utopia"]
 CAPITALS = ["Arden", "Belmont", "Corioli", "Dunsinane", "Elsinore", "Forres", "Illyria", "Mantua", "Padua", "Verona"]
 WORDINGS = ["The capital of {s} is {o}.", "{o} is the capital city of {s}.", "In {s}, the capital is called {o}."]
@@ -102,3 +107,21 @@ def index_config(corpus: str, output: Path, checkpoints: str, encoder: str, **op
 def built_index(room, corpus, checkpoints, encoder) -> str:
     index.run(index_config(corpus, room / "index", checkpoints, encoder))
     return str(room / "index")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    """Headless Chromium. Where it is missing its tests are skipped, saying so; in CI that fails."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        chromium = None
+    if not chromium:
+        if os.environ.get("CI"):
+            pytest.fail(MISSING)
+        pytest.skip(MISSING)
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
+        yield launched
+        launched.close()

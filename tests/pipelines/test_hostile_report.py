@@ -5,10 +5,7 @@ The browser's tests are skipped without Chromium, saying so; in CI they fail.
 
 import csv
 import io
-import os
 import re
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,8 +19,6 @@ from tests.pipelines.audit_run import config, decide, told, verification
 from tests.pipelines.review_run import evidence, proposal, request, small_run, write_run
 from tests.pipelines.test_demo_report import Page
 
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-MISSING = "the reports are not tested in a browser: found no Chromium, or no playwright; install both (extra dev)"
 HOSTILE = [
     "<script>window.hurt = 1; alert(1)</script>",
     '"><img src=x onerror="window.hurt = 1; alert(2)"><svg onload=alert(3)>',
@@ -81,23 +76,6 @@ def test_nothing_acts_on_the_terminal(tmp_path, capsys):
     printed = capsys.readouterr()
     assert not HIDDEN.search((printed.err + printed.out).replace("\n", "")) and "⟦ESC⟧" in printed.err
     assert "[red]" in printed.err and ":smile:" in printed.err
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator:
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        chromium = None
-    if not chromium:
-        if os.environ.get("CI"):
-            pytest.fail(MISSING)
-        pytest.skip(MISSING)
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
-        yield launched
-        launched.close()
 
 
 def opened(browser, width: int, wrong: list[str], **more):

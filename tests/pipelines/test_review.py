@@ -21,7 +21,6 @@ from pipelines.review_items import (
     item_row,
     load_case,
     make_case,
-    merged,
     proposal_of,
     queue_rows,
     search,
@@ -32,7 +31,7 @@ from pipelines.review_items import (
 from schemas.errors import ArtifactMismatch, ConfigError
 from schemas.ledger import Entry, append, read_ledger, standing, standing_removals
 from schemas.manifest import Manifest
-from schemas.records import Removal, text_sha256
+from schemas.records import Removal, joined_spans, text_sha256
 from schemas.removals import parse_removals, removals_to_jsonl
 from tests.pipelines.review_run import evidence, proposal, request, small_run, write_run
 
@@ -209,7 +208,7 @@ def test_spans_of_a_second_passage_count_from_the_examples_start():
 
 
 def test_merged_spans():
-    assert merged([(5, 7), (1, 3), (3, 4), (6, 9)]) == ((1, 4), (5, 9))
+    assert joined_spans([(5, 7), (1, 3), (3, 4), (6, 9)]) == ((1, 4), (5, 9))
 
 
 # ------------------------------------------------------------------------------------------------------------ decisions

@@ -3,7 +3,6 @@
 Without Chromium these tests are skipped, saying so; in CI that fails.
 """
 
-import os
 import re
 import shutil
 import threading
@@ -18,26 +17,6 @@ from pipelines.review_items import load_case
 from pipelines.review_server import Sessions, make_app
 from schemas.ledger import read_ledger, standing
 from tests.pipelines.review_run import evidence, proposal, request, small_run, write_run
-
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-MISSING = "the review's page is not tested: found no Chromium, or no playwright; install both (extra dev)"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator:
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        chromium = None
-    if not chromium:
-        if os.environ.get("CI"):
-            pytest.fail(MISSING)
-        pytest.skip(MISSING)
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
-        yield launched
-        launched.close()
 
 
 class Served:
