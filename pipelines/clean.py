@@ -24,8 +24,9 @@ from apache_beam.io.filesystems import FileSystems
 from pipelines import progress
 from pipelines.cleaning import clean_shard
 from pipelines.config import CleanConfig
-from pipelines.corpus import base_folder, corpus_shards, judge, list_corpus
+from pipelines.corpus import base_folder, list_corpus
 from pipelines.picks import PICKS, picker, read_picks
+from pipelines.scan import corpus_shards, judge
 from pipelines.stage import Shard, ShardRecord, Work, all_files, library_versions, log_runner, run_stage, total
 from pipelines.storage import OutputFolder, exists, join, read_bytes
 from pipelines.versions import REMOVED_IDS, history, next_version, write_earlier

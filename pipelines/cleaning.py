@@ -19,13 +19,10 @@ from pipelines import progress
 from pipelines.config import CleanConfig
 from pipelines.corpus import (
     CLEANED,
-    IDS,
     JSONL,
     PARQUET,
     TEXT,
     CorpusFormat,
-    DeadLetters,
-    IdHashes,
     Row,
     codec_of,
     create_corpus_file,
@@ -36,6 +33,7 @@ from pipelines.corpus import (
     text_of,
 )
 from pipelines.picks import picker
+from pipelines.scan import IDS, DeadLetters, IdHashes
 from pipelines.stage import Done
 from pipelines.storage import STAGES
 from schemas.records import Removal, text_sha256

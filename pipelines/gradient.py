@@ -23,8 +23,8 @@ from attribution.sequences import Sequence, encode_example
 from attribution.tracin import checkpoint_weights
 from pipelines import progress, resources
 from pipelines.config import IndexConfig
-from pipelines.corpus import letters_to_jsonl
 from pipelines.resources import GradientRecipe
+from pipelines.scan import letters_to_jsonl
 from pipelines.stage import Done, Shard, ShardRecord, all_files, run_stage, total
 from pipelines.storage import STAGES, OutputFolder, join, localize, verified, with_generation
 from schemas.errors import ConfigError, FailureBudgetExceeded

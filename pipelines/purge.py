@@ -29,17 +29,16 @@ import pyarrow.parquet as pq
 from attribution import dense
 from attribution.feature_rows import copy_rows
 from pipelines import progress
+from pipelines.approximate import approximate_index, npy_bytes
 from pipelines.config import PurgeConfig
 from pipelines.decisions import read_approved
 from pipelines.fit import fit_fusion, sample_passages, sample_places
 from pipelines.gradient import MOMENT_SAMPLE, curvature_of_rows, make_features
 from pipelines.index import (
-    approximate_index,
     approximations,
     bm25_shard,
     gradient_sample,
     merge_statistics,
-    npy_bytes,
     write_sample,
     write_statistics,
 )

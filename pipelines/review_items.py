@@ -1,6 +1,6 @@
-"""What is reviewed: a run's requests, evidence and proposals, as a queue of items and the decisions about them.
+"""What is reviewed: a run's requests, evidence and proposals, as a queue of items.
 
-requests.jsonl, evidence.jsonl, removals.jsonl -> Case -> rows for the page; (what a reviewer asks for) -> entries
+requests.jsonl, evidence.jsonl, removals.jsonl -> Case -> rows for the page
 
 An item is what is decided together: an example with all its passages, or the examples of a near-duplicate group. Spans
 in evidence count from the start of the passage's text; those of decisions from the start of the example's.
@@ -30,38 +30,9 @@ _LEVELS = (0.1, 0.35, 0.7)  # of the passage's highest share: a token's influenc
 Spans = tuple[tuple[int, int], ...]
 REQUEST_FIELDS = frozenset({"request_id", "category", "cases", "exemplars", "said_by_model"})
 EVIDENCE_FIELDS = frozenset(
-    [
-        "request_id",
-        "example_id",
-        "start",
-        "end",
-        "text",
-        "source",
-        "file",
-        "row",
-        "sha256",
-        "group",
-        "rank",
-        "score",
-        "signals",
-        "ranks",
-        "coverage",
-        "tokens",
-        "overlap",
-        "words",
-        "facts",
-        "labels",
-        "proposal",
-    ]
-)
-
-
-class Refused(Exception):
-    """A decision that cannot be taken as asked: (a name among the page's messages, what is put into it)."""
-
-    def __init__(self, message: str, **values: str):
-        super().__init__(message)
-        self.message, self.values = message, values
+    ["request_id", "example_id", "start", "end", "text", "source", "file", "row", "sha256", "group", "rank", "score",
+     "signals", "ranks", "coverage", "tokens", "overlap", "words", "facts", "labels", "proposal"]
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -399,13 +370,14 @@ def passage_row(
     }
 
 
-def example_row(case: Case, example: int, entries: list[Entry], most: tuple[int, int]) -> dict[str, Any]:
+def example_row(case: Case, example: int, own: list[Entry], most: tuple[int, int]) -> dict[str, Any]:
+    """An example for the page; `own` are the ledger's entries about it."""
     example_id = case.example_ids[example]
     rows, proposal = case.passages[example_id], proposal_of(case, example_id)
     by_span: dict[tuple[int, int], list[dict[str, Any]]] = {}
     for row in rows:
         by_span.setdefault((row["start"], row["end"]), []).append(row)
-    stands = standing(entries).get(example_id)
+    stands = standing(own).get(example_id)
     taken = stands.spans if stands and stands.decision == "approved" else ()
     return {
         "example": example,
@@ -420,7 +392,7 @@ def example_row(case: Case, example: int, entries: list[Entry], most: tuple[int,
             "rules": [shown(rule) for rule in proposal.rules],
         },
         "passages": [passage_row(case, found, proposal, taken, most) for found in by_span.values()],
-        "history": [entry_row(entry) for entry in entries if entry.example_id == example_id],
+        "history": [entry_row(entry) for entry in own],
     }
 
 
@@ -438,10 +410,14 @@ def entry_row(entry: Entry) -> dict[str, Any]:
 
 def item_row(case: Case, number: int, entries: list[Entry], whole: bool = False) -> dict[str, Any]:
     item, most = case.items[number], WHOLE if whole else SHORT
+    own: dict[str, list[Entry]] = {case.example_ids[example]: [] for example in item.examples}
+    for entry in entries:
+        if entry.example_id in own:
+            own[entry.example_id].append(entry)
     return {
         "number": number,
         "requests": [request_row(case.requests[request_id]) for request_id in item.request_ids],
-        "examples": [example_row(case, example, entries, most) for example in item.examples],
+        "examples": [example_row(case, example, own[case.example_ids[example]], most) for example in item.examples],
     }
 
 
@@ -472,114 +448,6 @@ def states(case: Case, entries: list[Entry], since: int = 0) -> dict[int, dict[s
         elif example_id in changed:
             rows[place] = None
     return rows
-
-
-# ------------------------------------------------------------------------------------------------------------ decisions
-
-
-def decisions(case: Case, asked: dict[str, Any], reviewer: str, entries: list[Entry]) -> list[Entry]:
-    """The entries that a reviewer's request makes, one an example. Raises Refused, or ValueError for a malformed one.
-
-    `asked`: `examples` (places), `decision`, `action` ("proposed": each example's own; "remove"; "redact": what is in
-    `selections`, else what is proposed, else what a scorer marked), `selections` ([place, start, end] in characters of
-    the example; in the other examples the same words are meant), `reason`.
-    """
-    examples, decision, action, selections, reason = _checked(case, asked)
-    stands = standing(entries)
-    made = []
-    for example in examples:
-        example_id = case.example_ids[example]
-        if decision == "undone":
-            if example_id not in stands:
-                continue
-            does, spans = stands[example_id].action, stands[example_id].spans
-        else:
-            does, spans = _action(case, example, action, selections)
-        rows = case.passages[example_id]
-        made.append(Entry(
-            reviewer=reviewer, example_id=example_id, sha256=rows[0]["sha256"], decision=decision, action=does,
-            spans=spans, reason=reason, request_ids=tuple(dict.fromkeys(row["request_id"] for row in rows)),
-        ))  # fmt: skip
-    if not made:
-        raise Refused("nothing_to_undo")
-    return made
-
-
-def _checked(case: Case, asked: dict[str, Any]) -> tuple[list[int], str, str, list[list[int]], str]:
-    if not isinstance(asked, dict):
-        raise ValueError("expected an object")
-    examples, selections = asked.get("examples"), asked.get("selections", [])
-    decision, action, reason = asked.get("decision"), asked.get("action", "proposed"), asked.get("reason", "")
-    if not isinstance(examples, list) or not examples or len(set(map(repr, examples))) < len(examples):
-        raise ValueError("expected examples, each once")
-    if not all(type(place) is int and 0 <= place < len(case.example_ids) for place in examples):
-        raise ValueError("expected examples of this run")
-    if decision not in ("approved", "rejected", "undone") or action not in ("proposed", "remove", "redact"):
-        raise ValueError("expected a decision and an action")
-    if not isinstance(reason, str) or len(reason) > 2000:
-        raise ValueError("expected a reason of at most 2000 characters")
-    well_formed = isinstance(selections, list) and all(
-        isinstance(s, list) and len(s) == 3 and all(type(place) is int for place in s) and s[0] in examples
-        for s in selections
-    )
-    if not well_formed:
-        raise ValueError("expected selections of [example, start, end]")
-    return examples, decision, action, selections, reason
-
-
-def _action(case: Case, example: int, action: str, selections: list[list[int]]) -> tuple[str, Spans]:
-    example_id = case.example_ids[example]
-    proposal = proposal_of(case, example_id)
-    if action == "proposed" and proposal.action != "redact" and _redacted_with(case, example_id):
-        raise Refused("nothing_to_redact", id=shown(example_id))  # it falls with them, but not further than they do
-    if action == "remove" or (action == "proposed" and (proposal.action != "redact" or not proposal.spans)):
-        return "remove", ()
-    if action == "proposed":
-        return "redact", proposal.spans
-    if not selections:
-        spans = proposal.spans or label_spans(case, example_id)
-        if not spans:
-            raise Refused("nothing_to_redact", id=shown(example_id))
-        return "redact", spans
-    chosen = [(place, *_words_at(case, place, start, end)) for place, start, end in selections]
-    own = [(start, end) for place, start, end, _ in chosen if place == example]
-    if own:
-        return "redact", joined_spans(own)
-    found = [_occurrences(case, example_id, words) for *_, words in chosen]
-    if not all(found):
-        raise Refused("not_in_duplicate", id=shown(example_id))
-    return "redact", joined_spans(span for spans in found for span in spans)
-
-
-def _redacted_with(case: Case, example_id: str) -> bool:
-    """Whether a near-duplicate of the example is proposed to be redacted."""
-    groups = {row["group"] for row in case.passages[example_id]} - {""}
-    return any(
-        row["group"] in groups and row["proposal"]["action"] == "redact"
-        for rows in case.passages.values()
-        for row in rows
-    )
-
-
-def _words_at(case: Case, example: int, start: int, end: int) -> tuple[int, int, str]:
-    """(start, end, text) of what was selected in a passage of an example, without white space at its ends."""
-    for row in case.passages[case.example_ids[example]]:
-        if row["start"] <= start < end <= row["start"] + len(row["text"]):
-            text = row["text"][start - row["start"] : end - row["start"]]
-            start += len(text) - len(text.lstrip())
-            if text.strip():
-                return start, start + len(text.strip()), text.strip()
-    raise Refused("not_in_passage", id=shown(case.example_ids[example]))
-
-
-def _occurrences(case: Case, example_id: str, words: str) -> list[tuple[int, int]]:
-    spans = []
-    for row in case.passages[example_id]:
-        place = row["text"].find(words)
-        while place >= 0:
-            spans.append((row["start"] + place, row["start"] + place + len(words)))
-            place = row["text"].find(words, place + len(words))
-    return spans
 
 
 def search(case: Case, words: str) -> list[int]:

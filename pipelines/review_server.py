@@ -26,7 +26,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipelines import review_items
-from pipelines.review_items import Case, Refused
+from pipelines.review_decisions import Refused, decisions
+from pipelines.review_items import Case
 from schemas.errors import ArtifactMismatch
 from schemas.ledger import HEAD, LEDGER, Entry, append_with, read_ledger
 
@@ -292,7 +293,7 @@ class ReviewApp:
 
     def _decide(self, asked: dict[str, Any], session: Session) -> Response:
         def made(entries: list[Entry]) -> list[Entry]:
-            return review_items.decisions(self.case, asked, session.reviewer, entries)
+            return decisions(self.case, asked, session.reviewer, entries)
 
         written = append_with(self.case.folder, made)
         log.debug("entries %d to %d by %s", written[0].seq, written[-1].seq, session.reviewer)

@@ -15,10 +15,11 @@ from typing import Any
 
 from pipelines import progress, resources
 from pipelines.config import IndexConfig
-from pipelines.corpus import CorpusFormat, list_corpus, scan
+from pipelines.corpus import CorpusFormat, list_corpus
 from pipelines.fit import fit_fusion
 from pipelines.gradient import extractor_of, recipe_of
 from pipelines.index import IDS, approximations, summarize, work_all
+from pipelines.scan import scan
 from pipelines.stage import library_versions, log_runner
 from pipelines.storage import NextGeneration, absolute, read_manifest, replace_files, settle
 from schemas.errors import ConfigError

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import corpus, index
+from pipelines import index, scan
 from pipelines.config import IndexConfig
 from pipelines.corpus import CorpusFormat, Record, Refused, list_corpus, read_records, read_rows
 from schemas.errors import ConfigError, FailureBudgetExceeded
@@ -304,7 +304,7 @@ def found_repeated(folder) -> set[tuple[str, int]]:
 
 @pytest.mark.parametrize("at_once", [1, 7, 10**6])
 def test_repeated_ids_are_the_same_however_few_are_compared_at_once(tmp_path, monkeypatch, at_once):
-    monkeypatch.setattr(corpus, "HASHES_AT_ONCE", at_once)
+    monkeypatch.setattr(scan, "HASHES_AT_ONCE", at_once)
     random, seen, expected = Random(0), set(), set()
     for name in ("a", "b", "c"):
         ids = [str(random.randrange(60)) for _ in range(40 if name != "b" else 0)]
@@ -393,12 +393,12 @@ def test_empty_documents_take_no_memory_however_many(tmp_path):
     out.mkdir()
     tracemalloc.start()
     try:
-        done = corpus.scan_shard({"path": str(path), "file": 0}, str(tmp_path), out, PLAIN, "")
+        done = scan.scan_shard({"path": str(path), "file": 0}, str(tmp_path), out, PLAIN, "")
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
     assert done.counts == {"in": 50_000, "dead": 50_000}
-    assert len(done.facts["first"]) == corpus.SHOWN and "row 1: field 'text'" in done.facts["first"][0]
+    assert len(done.facts["first"]) == scan.SHOWN and "row 1: field 'text'" in done.facts["first"][0]
     letters = (out / "dead_letters/00000.jsonl").read_bytes()
     assert letters.count(b"\n") == 50_000 == done.rows["dead_letters/00000.jsonl"]
     assert peak < 2 * 2**20  # held, the letters take 40 MB

@@ -15,9 +15,8 @@ from pipelines import review
 from pipelines.__main__ import main
 from pipelines.config import ReviewConfig
 from pipelines.review import counted, listening_socket, reviewers_of, take
+from pipelines.review_decisions import Refused, decisions
 from pipelines.review_items import (
-    Refused,
-    decisions,
     item_row,
     load_case,
     make_case,
