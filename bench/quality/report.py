@@ -1,0 +1,113 @@
+"""What a track leaves in its folder: `results.json`, `table.md` and the plots as SVG."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import matplotlib.style
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from bench.quality.metrics import METRICS
+
+LABELS = {"mrr": "MRR", "recall_at_10": "Recall@10", "recall_at_100": "Recall@100"}
+COLOURS = ("#0b5cad", "#c2410c", "#4d7c0f")
+STYLE = {"svg.fonttype": "none", "svg.hashsalt": "quality", "axes.spines.top": False, "axes.spines.right": False}
+BREAKDOWNS = {"by_relation": "relation", "by_num_proponents": "number of proponents"}
+
+
+def write(result: dict[str, Any], out: Path) -> None:
+    (out / "results.json").write_text(json.dumps(result, indent=1) + "\n")
+    (out / "table.md").write_text("\n".join(tables(result)) + "\n")
+    with matplotlib.style.context(["default", STYLE]):
+        _save(arms_plot({title: part["arms"] for title, part in _protocols(result).items()}), out / "arms.svg")
+        if "by_relation" in result:
+            _save(relations_plot(result["by_relation"]), out / "relations.svg")
+
+
+def _protocols(result: dict[str, Any]) -> dict[str, Any]:
+    return {"Whole corpus": result} | ({"FTRACE's candidates": result["ftrace"]} if "ftrace" in result else {})
+
+
+def tables(result: dict[str, Any]) -> Iterator[str]:
+    """Lines of Markdown."""
+    setting, counts = result["config"]["setting"], f"{result['facts']:,} facts, {result['examples']:,} examples"
+    yield f"# {result['track']}, {setting}: {counts}\n"
+    yield f"Data: {result['data']} (sha256 {result['data_sha256'][:16]}); seed {result['seed']}."
+    yield "In brackets: 95 % bootstrap intervals over facts."
+    for title, part in _protocols(result).items():
+        yield f"\n## {title}\n"
+        yield from _table(["arm", *LABELS.values()], [[name, *_figures(row)] for name, row in part["arms"].items()])
+        yield ""
+        paired = [[name, *_differences(row)] for name, row in part["paired"].items()]
+        yield from _table(["difference", *LABELS.values()], paired)
+    for key, what in BREAKDOWNS.items():
+        if key in result:
+            arms = list(result["arms"])
+            yield f"\n## MRR / Recall@10 by {what}\n"
+            yield from _table(
+                [what, "facts", *arms],
+                [
+                    [group, str(row["facts"]), *(f"{row[a]['mrr']:.3f} / {row[a]['recall_at_10']:.3f}" for a in arms)]
+                    for group, row in result[key].items()
+                ],
+            )
+    if "lexical_loss" in result:
+        rows = [[arm, *(f"{share:.3f}" for share in row.values())] for arm, row in result["lexical_loss"].items()]
+        yield "\n## Loss (1 - Recall@10), and its shares by the words of the fact that the missed proponents hold\n"
+        yield from _table(["arm", *next(iter(result["lexical_loss"].values()))], rows)
+
+
+def _figures(row: dict[str, Any]) -> list[str]:
+    return [f"{row[m]:.3f} [{row[f'{m}_interval'][0]:.3f}, {row[f'{m}_interval'][1]:.3f}]" for m in METRICS]
+
+
+def _differences(row: dict[str, Any]) -> list[str]:
+    told = [(row[metric]["difference"], *row[metric]["interval"]) for metric in METRICS]
+    return [f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]" for mean, low, high in told]
+
+
+def _table(header: list[str], rows: list[list[str]]) -> Iterator[str]:
+    yield f"| {' | '.join(header)} |"
+    yield "|---" * len(header) + "|"
+    yield from (f"| {' | '.join(row)} |" for row in rows)
+
+
+def arms_plot(protocols: dict[str, dict[str, Any]]) -> Figure:
+    """Every arm's figures with their intervals, a panel a protocol, the best arm by the first one's MRR on top."""
+    first = next(iter(protocols.values()))
+    names = sorted(first, key=lambda arm: first[arm]["mrr"])
+    figure = Figure(figsize=(2 + 4 * len(protocols), 1.2 + 0.42 * len(names)), layout="constrained")
+    panels = figure.subplots(1, len(protocols), sharey=True, squeeze=False)[0]
+    for panel, (title, arms) in zip(panels, protocols.items(), strict=True):
+        for place, (metric, colour) in enumerate(zip(METRICS, COLOURS, strict=True)):
+            rows = [row + 0.2 - 0.2 * place for row in range(len(names))]
+            low, high = zip(*(arms[name][f"{metric}_interval"] for name in names), strict=True)
+            panel.hlines(rows, low, high, color=colour, linewidth=1.5)
+            panel.plot([arms[n][metric] for n in names], rows, "o", color=colour, markersize=4, label=LABELS[metric])
+        panel.set(title=title, xlim=(-0.02, 1.02), yticks=range(len(names)), yticklabels=names)
+        panel.grid(axis="x", color="#dddddd")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(METRICS), frameon=False)
+    return figure
+
+
+def relations_plot(groups: dict[str, Any], before: str = "bm25_subject_object", after: str = "fused") -> Figure:
+    """MRR and Recall@10 of two arms by relation, the hardest for the second one on top."""
+    names = sorted(groups, key=lambda group: -groups[group][after]["recall_at_10"])
+    figure = Figure(figsize=(9.5, 1.2 + 0.27 * len(names)), layout="constrained")
+    panels, rows = figure.subplots(1, 2, sharey=True), range(len(names))
+    for panel, metric in zip(panels, METRICS[:2], strict=True):
+        ends = {arm: [groups[name][arm][metric] for name in names] for arm in (before, after)}
+        panel.hlines(rows, ends[before], ends[after], color="#999999", linewidth=1.5)
+        for arm, colour, size in ((before, COLOURS[1], 7), (after, COLOURS[0], 4)):
+            panel.plot(ends[arm], rows, "o", color=colour, markersize=size, label=arm)
+        labels = [f"{name} ({groups[name]['facts']})" for name in names]
+        panel.set(title=LABELS[metric], yticks=rows, yticklabels=labels)
+        panel.grid(axis="x", color="#dddddd")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    return figure
+
+
+def _save(figure: Figure, path: Path) -> None:
+    FigureCanvasSVG(figure).print_svg(path, metadata={"Date": None})
