@@ -54,10 +54,10 @@ QUERIES = ("subject_object", "prompt_target")
 ROOT = Path(__file__).parents[2]
 
 
-def run(setting: str, data: Data, out: Path, encoder: str = "", num_facts: int | None = None) -> dict[str, Any]:
+def run(setting: str, data: Data, out: Path, encoder: str = "") -> dict[str, Any]:
     """The result of the track; what is expensive is kept in `out`. `encoder` is a folder, by default MiniLM's."""
     start, code = time.perf_counter(), code_sha256()
-    facts = draw(data.facts, num_facts or NUM_FACTS[setting])
+    facts = draw(data.facts, NUM_FACTS[setting])
     encoder, encoder_version = (encoder, "given") if encoder else default_encoder()
     versions = library_versions() | {"bm25s": metadata.version("bm25s"), "encoder": encoder_version}
     config = {"track": "A1", "setting": setting, "num_facts": len(facts), "seed": SEED, "top_k": TOP, "rrf_k": RRF_K}
