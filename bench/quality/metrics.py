@@ -48,7 +48,8 @@ def intervals(values: np.ndarray, seed: int) -> np.ndarray:
     """`[3, columns]`: mean, low and high of every column of `values` `[facts, columns]`.
 
     The bootstrap over facts of `attribution/intervals.py` (percentiles, n - 1 draws of n). All columns share the draws,
-    so that a column of differences is a paired comparison, and a hundred columns cost little more than one.
+    so that a column of differences is a paired comparison, and a hundred columns cost little more than one. Rounded to
+    six digits: the last ones depend on how many threads add up.
     """
     count = len(values)
     draw, means = np.random.default_rng(seed), np.empty((RESAMPLES, values.shape[1]))
@@ -58,7 +59,7 @@ def intervals(values: np.ndarray, seed: int) -> np.ndarray:
         times = draw.multinomial(max(1, count - 1), np.full(count, 1.0 / count), len(block))
         block[:] = times @ values / max(1, count - 1)
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
-    return np.stack([values.mean(axis=0), low, high])
+    return np.round(np.stack([values.mean(axis=0), low, high]), 6)
 
 
 def compare(arms: dict[str, np.ndarray], first: str, seed: int) -> dict[str, dict]:
