@@ -86,12 +86,6 @@ class Label:
     score: float
     spans: tuple[tuple[int, int], ...] = ()
 
-    @classmethod
-    def from_row(cls, row: dict[str, Any]) -> Self:
-        known = _known(cls, row)
-        known["spans"] = tuple((start, end) for start, end in known.get("spans", ()))
-        return cls(**known)
-
     def to_row(self) -> dict[str, Any]:
         return asdict(self) | {"spans": [list(span) for span in self.spans]}
 
