@@ -53,6 +53,13 @@ def asked(case, number: int, decision: str = "approved", **others) -> dict:
     return {"examples": list(case.items[number].examples), "decision": decision} | others
 
 
+def undo(case, number: int, entries: list[Entry]) -> dict:
+    """What a page that shows these entries asks for to take an item's decision back."""
+    stands = standing(entries)
+    shown = [stands[example_id].seq if example_id in stands else 0 for example_id in ids(case, number)]
+    return asked(case, number, "undone", seqs=shown)
+
+
 # ---------------------------------------------------------------------------------------------------------------- queue
 
 
@@ -270,10 +277,31 @@ def test_what_a_scorer_marked_is_redacted_where_nothing_is_proposed():
 
 def test_undo_takes_back_what_stands_and_nothing_else(case):
     written = append(case.folder, decisions(case, asked(case, 3), "ada", []))
-    (made,) = decisions(case, asked(case, 3, "undone"), "bo", written)
+    (made,) = decisions(case, undo(case, 3, written), "bo", written)
     assert (made.decision, made.reviewer, made.spans) == ("undone", "bo", written[0].spans)
     with pytest.raises(Refused, match="nothing_to_undo"):
-        decisions(case, asked(case, 4, "undone"), "bo", written)
+        decisions(case, undo(case, 4, written), "bo", written)
+
+
+def test_undo_refuses_where_another_decision_stands_than_the_page_shows(case):
+    first = append(case.folder, decisions(case, asked(case, 0), "ada", []))
+    second = append(case.folder, decisions(case, asked(case, 0, "rejected") | {"examples": [1]}, "bo", first))
+    with pytest.raises(Refused) as refusal:
+        decisions(case, undo(case, 0, first), "ada", first + second)
+    assert (refusal.value.message, refusal.value.values) == ("decided_since", {"id": "laputa-1"})
+    with pytest.raises(Refused, match="decided_since"):
+        decisions(case, undo(case, 0, []), "ada", first)
+    made = decisions(case, undo(case, 0, first + second), "ada", first + second)
+    assert [(e.example_id, e.decision) for e in made] == [(f"laputa-{n}", "undone") for n in range(3)]
+    third = append(case.folder, decisions(case, undo(case, 0, first + second) | {"examples": [1], "seqs": [4]}, "bo",
+                                          first + second))  # fmt: skip
+    with pytest.raises(Refused, match="decided_since"):  # what stood before stands again: it is not what is shown
+        decisions(case, undo(case, 0, first + second), "ada", first + second + third)
+
+
+def test_an_example_without_a_decision_of_the_ledger_is_passed_over_by_an_undo_of_its_group(case):
+    written = append(case.folder, decisions(case, asked(case, 0) | {"examples": [1]}, "ada", []))
+    assert [e.example_id for e in decisions(case, undo(case, 0, written), "ada", written)] == ["laputa-1"]
 
 
 @pytest.mark.parametrize(
@@ -291,6 +319,11 @@ def test_undo_takes_back_what_stands_and_nothing_else(case):
         ({"selections": [[1, 2]]}, "selections of"),
         ({"selections": [[6, 0, 3]]}, "selections of"),
         ({"selections": {"a": 1}}, "selections of"),
+        ({"decision": "undone"}, "the seq of each example's"),
+        ({"decision": "undone", "seqs": [1, 1]}, "the seq of each example's"),
+        ({"decision": "undone", "seqs": [1, 1, True]}, "the seq of each example's"),
+        ({"decision": "undone", "seqs": {"0": 1, "1": 1, "2": 1}}, "the seq of each example's"),
+        ({"seqs": [1, 1, 1]}, "the seq of each example's"),
     ],
 )
 def test_a_malformed_decision_is_refused(case, change, message):
@@ -310,8 +343,8 @@ def test_states_tell_what_stands_and_what_changed(tmp_path):
     entries = append(case.folder, []) or read_ledger(case.folder)
     assert {n: s["decision"] for n, s in states(case, entries).items()} == {0: "approved", 1: "rejected"}
     assert list(states(case, entries, since=1)) == [1]
-    append(case.folder, decisions(case, asked(case, 0, "undone"), "ada", entries))
-    append(case.folder, decisions(case, asked(case, 1, "undone"), "ada", entries))
+    append(case.folder, decisions(case, undo(case, 0, entries), "ada", entries))
+    append(case.folder, decisions(case, undo(case, 1, entries), "ada", entries))
     now = states(case, read_ledger(case.folder), since=2)
     assert now[0] is None and (now[1]["decision"], now[1]["reviewer"]) == ("approved", "policy strict")
 
@@ -437,7 +470,7 @@ def test_what_a_review_ends_with(case):
     written = append(case.folder, decisions(case, asked(case, 0), "ada", []))
     written += append(case.folder, decisions(case, asked(case, 3), "ada", written))
     written += append(case.folder, decisions(case, asked(case, 4, "rejected"), "ada", written))
-    written += append(case.folder, decisions(case, asked(case, 4, "undone"), "ada", written))
+    written += append(case.folder, decisions(case, undo(case, 4, written), "ada", written))
     told = counted(case, written, 1)
     assert told["decided"] == "4 of 7 examples" and told["decisions in this session"] == 5
     assert (told["approved for removal"], told["approved for redaction"], told["rejected"]) == (3, 1, 0)
