@@ -385,6 +385,59 @@ def test_what_was_decided_on_the_page_is_what_a_file_is_compared_with(run, tmp_p
     assert take(run, str(path), "Bo") == []
 
 
+def test_a_line_that_says_undone_takes_back_all_that_the_ledger_holds(run, tmp_path, case, capsys):
+    first = append(run, decisions(case, asked(case, 0), "ada", []))
+    first += append(run, decisions(case, asked(case, 3), "bo", first))
+    append(run, decisions(case, asked(case, 0, "rejected") | {"examples": [0]}, "bo", first))
+    undone = {"decision": "undone", "reason": "asked again"}
+    path = edited(run, tmp_path, laputa_0=undone, laputa_1=undone, long_1=undone)
+    with open(path, "a") as file:  # only the evidence knows it: the run proposes to redact it, not to remove it
+        letter = Removal("letter-1", case.passages["letter-1"][0]["sha256"], "undone", "")
+        file.write(json.dumps(letter.to_row()) + "\n")
+    before = read_ledger(run)
+    assert main(["review", run, "--take", path, "--by", "Cy"]) == 0
+    new = read_ledger(run)[len(before) :]
+    assert [(e.reviewer, e.example_id, e.decision, e.action, e.spans, e.reason) for e in new] == [
+        ("Cy", "laputa-0", "undone", "remove", (), "asked again"),
+        ("Cy", "laputa-0", "undone", "remove", (), "asked again"),
+        ("Cy", "laputa-1", "undone", "remove", (), "asked again"),
+        ("Cy", "letter-1", "undone", "redact", first[3].spans, ""),
+    ]
+    assert list(standing(read_ledger(run))) == ["laputa-2"]
+    assert re.search(r"decisions appended +│ 4 .*of these, taken back +│ 4 ", capsys.readouterr().err, re.DOTALL)
+    assert take(run, path, "Cy") == [], "the same file twice is once"
+
+
+def test_a_line_that_says_proposed_leaves_what_others_decided(run, tmp_path, case, caplog):
+    """Every line of a fresh copy says so: it cannot mean that a decision is taken back."""
+    append(run, decisions(case, asked(case, 0), "Bo", []))
+    with caplog.at_level("INFO"):
+        assert take(run, edited(run, tmp_path, long_1={"decision": "rejected"}), "Ada")[0].example_id == "long-1"
+    assert [(i, e.reviewer) for i, e in standing(read_ledger(run)).items()] == [
+        ("laputa-0", "Bo"), ("laputa-1", "Bo"), ("laputa-2", "Bo"), ("long-1", "Ada"),
+    ]  # fmt: skip
+    assert "lines that say 'proposed' where a decision stands: 3; it stands on" in caplog.text
+
+
+def test_what_the_run_itself_decided_is_not_taken_back_by_a_file(tmp_path):
+    rows = [evidence("r1", name, f"text {name}", rank) for rank, name in enumerate("ab", start=1)]
+    policy = Removal("b", rows[1]["sha256"], "approved", "rule 3", "policy strict", "2026-01-01T00:00:00+00:00")
+    run = write_run(tmp_path / "run", [request("r1")], rows, [policy])
+    case = load_case(run)
+    path = edited(run, tmp_path, b={"decision": "undone"})
+    expected = (
+        r"edited.jsonl: example 'b': expected a decision of the ledger to take back, found 'approved' by "
+        r"'policy strict' in .*removals.jsonl, .*write 'rejected' to keep the example"
+    )
+    for decision in ("rejected", "approved"):  # of the ledger, over it: what the run decided would stand again
+        with pytest.raises(ConfigError, match=expected):
+            take(run, path, "Ada")
+        written = append(run, decisions(case, asked(case, 1, decision), "ada", []))
+    assert len(written) == 1 and len(read_ledger(run)) == 2
+    rejected = edited(run, tmp_path, b={"decision": "rejected"})
+    assert [e.decision for e in take(run, rejected, "Ada")] == ["rejected"]
+
+
 def test_an_edited_file_of_something_else_is_refused(run, tmp_path):
     with pytest.raises(
         ArtifactMismatch, match=r"'laputa-0': expected the sha256 [0-9a-f]{64}, as the run has it, found f"

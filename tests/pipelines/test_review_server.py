@@ -209,8 +209,8 @@ def test_every_message_that_the_page_asks_for_is_there_and_none_is_idle(app, ses
     asked |= {f"{name}_other" for name in re.findall(r'\btn\("(\w+)"', script)}
     assert asked - messages.keys() == set()
     families = r"(state|proposal|category|signal|mark|key|entry|done|filter)_|_(one|other)$"
-    said_by_server = {"nothing_to_undo", "decided_since", "nothing_to_redact", "not_in_passage", "not_in_duplicate", "no_session",
-                      "token_used", "malformed", "ledger", "offline", "ended"}  # fmt: skip
+    said_by_server = {"nothing_to_undo", "decided_since", "nothing_to_redact", "not_in_passage", "not_in_duplicate",
+                      "no_session", "token_used", "malformed", "ledger", "offline", "ended"}  # fmt: skip
     quoted = set(re.findall(r'"(\w+)"', script + template))
     idle = {n for n in messages if n not in asked | said_by_server | quoted and not re.search(families, n)}
     assert idle == set()
