@@ -419,8 +419,9 @@ function evidence(passage) {
     }
     box.append(part);
   }
-  if (passage.labels.length) {
-    box.append(make("div", { class: "found" }, make("h4", {}, t("labels")), make("ul", { class: "labels" }, ...passage.labels.map((label) => {
+  if (passage.labels.length || passage.not_scored.length) {
+    const failed = passage.not_scored.map((one) => make("li", { class: "warning" }, bdi(t("not_scored", one))));
+    box.append(make("div", { class: "found" }, make("h4", {}, t("labels")), make("ul", { class: "labels" }, ...failed, ...passage.labels.map((label) => {
       const line = make("li", {}, make("b", {}, bdi(label.label)), " ", label.score === null ? t("not_a_number") : decimals.format(label.score),
         make("span", { class: "note" }, ` · ${t("label_threshold", { threshold: number(label.threshold) })} · `, bdi(`${label.scorer} ${label.version}`)));
       if (label.texts.length) line.append(make("ul", { class: "quotes" }, ...label.texts.map((words) => make("li", { dir: "auto" }, words))));

@@ -106,10 +106,10 @@ def test_a_run_without_evidence_is_refused(tmp_path):
 
 def test_evidence_that_lacks_a_field_or_a_request_is_refused(tmp_path):
     row = evidence("r1", "a", "text", 1)
-    odd = {name: value for name, value in row.items() if name not in ("tokens", "row")}
+    odd = {name: value for name, value in row.items() if name not in ("not_scored", "row")}
     removals = [Removal("a", row["sha256"], "proposed", "")]
     with pytest.raises(
-        ArtifactMismatch, match=r"evidence.jsonl, line 2: expected the fields .*found no row and no tokens"
+        ArtifactMismatch, match=r"evidence.jsonl, line 2: expected the fields .*found no not_scored and no row"
     ):
         load_case(write_run(tmp_path / "one", [request("r1")], [row, odd], removals))
     with pytest.raises(
@@ -200,6 +200,16 @@ def test_a_score_that_is_no_number_is_said_to_be_none():
     assert passage["labels"][0]["score"] is None
     assert [(s["score"], s["share"]) for s in passage["found"][0]["signals"]] == [(None, 0.0), (-1.0, 0.0), (1.0, 1.0)]
     json.dumps(shown, allow_nan=False)
+
+
+def test_what_a_scorer_failed_on_is_told_once_a_passage():
+    failed = {"scorer": "hf:insults", "reason": "RuntimeError: \u202e no room"}
+    other = failed | {"reason": "x" * 10_000}
+    rows = [evidence(f"r{n}", "a", "text", 1, not_scored=[failed, other][:n]) for n in (1, 2)]
+    case = make_case("", [request("r1"), request("r2")], rows, [])
+    first, second = item_row(case, 0, [])["examples"][0]["passages"][0]["not_scored"]
+    assert first == {"scorer": "hf:insults", "reason": "RuntimeError: ⟦U+202E⟧ no room"}
+    assert 1_000 < len(second["reason"]) < 2_100 and second["reason"].endswith("x …")
 
 
 def test_spans_of_a_second_passage_count_from_the_examples_start():

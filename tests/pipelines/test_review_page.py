@@ -254,6 +254,17 @@ def test_a_page_that_is_closed_in_the_middle_loses_nothing(room, tmp_path):
     again.heading("long-1" if "trade-1" in first else "trade-1")
 
 
+def test_a_passage_that_a_scorer_failed_on_is_not_like_one_without_labels(room, tmp_path):
+    run = small_run(tmp_path / "run")
+    _, enter = room(run)
+    ada = enter()
+    assert ada.page.locator(".labels").count() == 0
+    ada.press("f")
+    ada.page.keyboard.type("rain-1")
+    ada.heading("rain-1")
+    assert ada.page.locator(".labels").all_inner_texts() == ["Not scored by hf:insults: RuntimeError: no room"]
+
+
 def test_a_near_duplicate_is_opened_and_decided_apart(room, tmp_path):
     run = small_run(tmp_path / "run")
     _, enter = room(run)
@@ -443,6 +454,7 @@ def hostile_run(folder: Path) -> str:
                 evidence(
                     f"r{place}{short}", f"{place}.{number}{short}", text, number, source=short, file=short, group=group,
                     signals={"bm25": 1.0, short or "s": float("nan")}, ranks={"bm25": 1}, labels=[label],
+                    not_scored=[{"scorer": short, "reason": text}],
                     overlap=[[0, min(40, len(text))]], tokens=[[0, len(text), 1.0]], words=[[0, 9], [-5, 10**7]],
                     facts=[{"fact_id": short, "rank": 1, "score": 1.0}] * 2,
                     proposal=proposal("redact", [[0, 5]] if len(text) > 5 else [], short),
