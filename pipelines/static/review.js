@@ -17,7 +17,7 @@ const state = {
   visible: [],
   rendered: RENDERED,
   found: null, // numbers of the items that the search found
-  wrote: 0, // the seq of my last decision: news from before it is dropped, the next has it too
+  heard: 0, // counts decisions and questions for news: news that comes after a later one is dropped, the next has it too
   last: [], // my decisions on this page: lists of [example, seq of the ledger]
   busy: false,
   selecting: null,
@@ -485,7 +485,7 @@ async function decide(decision, { action = "proposed", examples, selections = []
   const ids = examples ?? item.examples.map((example) => example.example);
   try {
     const written = await ask("/api/decisions", { examples: ids, decision, action, selections, seqs, reason: decision === "undone" ? "" : $("reason").value });
-    state.wrote = written.seq;
+    state.heard++;
     if (decision !== "undone") {
       $("reason").value = "";
       state.last.push(ids.map((example, place) => [example, written.first + place]));
@@ -697,8 +697,9 @@ function onKey(event) {
 
 /** What was decided since the page last asked, put on it: {touched: examples, by: whose decisions}. */
 async function news() {
+  const ticket = ++state.heard;
   const { seq, states, by } = await ask(`/api/states?since=${state.seq}`);
-  if (seq < state.wrote) return { touched: [], by: [] };
+  if (ticket !== state.heard) return { touched: [], by: [] };
   const touched = Object.keys(states).map(Number);
   state.seq = seq;
   if (touched.length) {
