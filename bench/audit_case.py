@@ -240,7 +240,7 @@ def shoot(page_file: Path, picture: Path, width: int = 1280) -> None:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=BROWSER)
         page = browser.new_page(viewport={"width": width, "height": 1200})
-        page.goto(page_file.as_uri())
+        page.goto(page_file.resolve().as_uri())
         page.screenshot(path=str(picture), full_page=False)
         browser.close()
 
