@@ -53,7 +53,9 @@ const bdi = (text, attributes = {}) => make("bdi", attributes, text);
 const decimals = new Intl.NumberFormat(document.documentElement.lang, { maximumSignificantDigits: 4 });
 const counts = new Intl.NumberFormat(document.documentElement.lang);
 const plural = new Intl.PluralRules(document.documentElement.lang);
-const percent = new Intl.NumberFormat(document.documentElement.lang, { style: "percent", maximumSignificantDigits: 3 });
+const percents = new Intl.NumberFormat(document.documentElement.lang, { style: "percent", maximumSignificantDigits: 3 });
+const LEAST_SHARE = 1e-4; // the digits of a smaller one say nothing
+const percent = (share) => (share > 0 && share < LEAST_SHARE ? `< ${percents.format(LEAST_SHARE)}` : percents.format(share));
 const number = (value) => (value === null || value === undefined ? t("not_a_number") : decimals.format(value));
 
 function bar(share) {
@@ -321,7 +323,7 @@ function question(request) {
 }
 
 function complaint(one) {
-  const says = one.said === null ? t("not_asked") : t(one.known ? "says_it" : "says_not", { probability: one.probability === null ? t("not_a_number") : percent.format(one.probability) });
+  const says = one.said === null ? t("not_asked") : t(one.known ? "says_it" : "says_not", { probability: one.probability === null ? t("not_a_number") : percent(one.probability) });
   return make("dl", { class: "complaint" },
     make("div", {}, make("dt", {}, t("prompt")), make("dd", { dir: "auto" }, one.prompt)),
     make("div", { class: "output" }, make("dt", {}, t("output")), make("dd", { dir: "auto" }, one.output)),
@@ -412,7 +414,7 @@ function evidence(passage) {
       make("thead", {}, make("tr", {}, make("th", { scope: "col" }, t("signal")), make("td", {}),
         make("th", { scope: "col" }, t("score")), make("th", { scope: "col" }, t("rank")))),
       make("tbody", {}, ...rows)));
-    if (found.coverage !== null) part.append(make("p", { class: "note" }, t("coverage", { share: percent.format(found.coverage) })));
+    if (found.coverage !== null) part.append(make("p", { class: "note" }, t("coverage", { share: percent(found.coverage) })));
     if (found.facts.length > 1) {
       part.append(make("details", { class: "note" }, make("summary", {}, t("facts")),
         make("ul", {}, ...found.facts.map((fact) => make("li", {}, bdi(t("fact", { ...fact, score: number(fact.score) })))))));

@@ -123,5 +123,5 @@ def small_run(folder: Path) -> str:
         row["sha256"] = text_sha256({"long-1": long}.get(row["example_id"], row["text"]))
     privacy = request("r2", "privacy", said_by_model=False, requester="Ada Quill", reason="My address.")
     privacy["cases"] = [{"prompt": "Ada Quill lives at", "output": "12 Dock Street", "said": " the sea", "known": False,
-                         "probability": 0.0004}]  # fmt: skip
+                         "probability": 3e-24}]  # fmt: skip
     return write_run(folder, [request("r1"), privacy], rows)

@@ -263,6 +263,7 @@ def test_a_passage_that_a_scorer_failed_on_is_not_like_one_without_labels(room, 
     ada.page.keyboard.type("rain-1")
     ada.heading("rain-1")
     assert ada.page.locator(".labels").all_inner_texts() == ["Not scored by hf:insults: RuntimeError: no room"]
+    assert "does not say it, probability < 0.01%" in ada.page.locator("#item").inner_text()  # of 3e-24, no 24 zeros
 
 
 def test_a_near_duplicate_is_opened_and_decided_apart(room, tmp_path):
