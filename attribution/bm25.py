@@ -119,10 +119,12 @@ class Statistics:
         place = _place(_only_chunk(self.table["term"]), term)
         return _only_chunk(self.table["df"])[place].as_py() if place >= 0 else 0
 
+    def idf_of(self, df: int) -> float:
+        return float(np.log(1.0 + (self.num_passages - df + 0.5) / (df + 0.5)))
+
     def idf(self, term: str) -> float:
         if term not in self._idf:
-            df = self.df(term)
-            self._idf[term] = float(np.log(1.0 + (self.num_passages - df + 0.5) / (df + 0.5)))
+            self._idf[term] = self.idf_of(self.df(term))
         return self._idf[term]
 
 

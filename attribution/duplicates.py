@@ -1,46 +1,80 @@
 """Near-duplicates: which passages of a corpus are copies, with small edits, of the passages found (the seeds).
 
-seeds -> MinHash signatures in bands (datasketch) -> a passage's candidates -> the exact Jaccard similarity, the names
+seeds -> MinHash signatures in bands (datasketch) -> a passage's candidates -> similarity, and whether a name differs
 matches (seed, passage) -> groups of documents
 
 A text is compared by its words: Unicode NFKC, case folded, without white space and punctuation; a character of a
-script that puts no space between words (Han, kana) is a word. Its shingles are pairs of consecutive words, those of a
-text of one word the word itself. J(a, b) = |a and b| / |a or b| of the shingles.
+script that puts no space between words (Han, kana) is a word. A near-duplicate of a seed is alike in two ways:
 
-A near-duplicate has J >= threshold, and no name was exchanged: not each of the two texts has a name or a number that
-the other one has not. Statements are copied for other subjects ("X is a river of Bavaria", the years of a contest),
-and are as alike as copies of one statement: of 1,000 T-REx sentences and 68,203 others 9,417 pairs have J >= 0.5,
-75 of them without an exchange (python -m bench.duplicates). A name is a word with a capital or a digit. Where case
-says nothing (Chinese, a text in lower case alone or in capitals) any word may be one, and an exchanged word is enough.
-What this cannot tell: "the fifth contest" from "the sixth", "women's" from "men's", which are ordinary words; and a
-copy in which a name was replaced is none.
+- similarity(a, b) = sum of w min(count in a, count in b) / sum of w max(count in a, count in b) over the words >= the
+  threshold, where w is a word's idf in the corpus (the weighted Jaccard similarity; Ioffe 2010, "Improved consistent
+  sampling"). Statements are made by a template ("X is a municipality in the district of Y"), and their words are mostly
+  the template's: of 1,000 T-REx sentences and 68,203 others 9,417 pairs share half of their word pairs, 839 have a
+  similarity of 0.5 (python -m bench.duplicates).
+- The Jaccard similarity of their pairs of consecutive words is at least ORDER times the threshold: the words stand in
+  the same order, and MinHash can find them.
+
+Of these, a pair in which a name stands in the place of another name says something else, or may: it is told
+(`renamed`) but is not grouped. A name is a word with a capital or a digit, not one of grammar; where case says nothing
+(Chinese, a text in lower case alone or in capitals) any word may be one. A name that is misspelled is the same name:
+one letter of at least five added, left out, changed or swapped with the next, where one of the two forms stands in at
+most one passage of the corpus. What this cannot tell: "the fifth contest" from "the sixth", "women's" from "men's".
 """
 
+import difflib
 import itertools
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 
 from datasketch import MinHash, MinHashLSH
 
+from attribution.bm25 import Statistics, Tokenize
+from attribution.evidence import FUNCTION_WORDS
 from schemas.errors import ConfigError
 
-# At 0.5 pairs of words find 0.97 of copies with small edits, words in threes 0.91; at 0.7, 0.82 and 0.68 (the bench).
-THRESHOLD, LOWEST = 0.5, 0.2
+THRESHOLD, LOWEST = 0.5, 0.3
+ORDER = 0.6  # of the threshold; at 0.5 it costs 0.01 of the copies with small edits
 PERMUTATIONS = 128
-MISSED = 0.01  # of the pairs just at the threshold, those that the bands may miss; above it they miss fewer
+MISSED = 0.01  # of the pairs just at the least Jaccard similarity, those that the bands may miss; above it fewer
+SPELLED = 5  # letters of a name in which one may be wrong: of Iran and Iraq it may not
+KNOWN_WORDS = 1 << 16
 _APART = "\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"
 _WORD = re.compile(rf"[{_APART}]|[^\W{_APART}]+")
 
 
+class Rarity:
+    """How rare words are in a corpus, by the statistics of its index; `tokenize` is the index's."""
+
+    def __init__(self, statistics: Statistics, tokenize: Tokenize):
+        def of(word: str) -> tuple[float, int]:
+            df = min((statistics.df(term) for term in tokenize(word)), default=0)
+            return statistics.idf_of(df), df
+
+        self._of = lru_cache(KNOWN_WORDS)(of)
+
+    def weight(self, word: str) -> float:
+        """The word's idf: of several terms the rarest one's."""
+        return self._of(word)[0]
+
+    def rare(self, word: str) -> bool:
+        """Whether at most one passage of the corpus has it."""
+        return self._of(word)[1] <= 1
+
+
 @dataclass(frozen=True)
 class Form:
-    """What is compared of a text. `names` are those of its `words` that may be names, or numbers."""
+    """What is compared of a text: its words in order, and of each whether it may be a name or a number."""
 
-    shingles: frozenset[str]
-    words: frozenset[str]
-    names: frozenset[str]
+    words: tuple[str, ...]
+    names: tuple[bool, ...]
+    shingles: frozenset[str] = field(compare=False)
+
+    def counts(self) -> Counter[str]:
+        return Counter(self.words)
 
 
 def words_of(text: str) -> list[str]:
@@ -49,63 +83,117 @@ def words_of(text: str) -> list[str]:
 
 
 def form(text: str) -> Form:
-    """The text's form; it has no shingles where the text has no word."""
+    """The text's form; it has no shingles where the text has no word. A text of one word has the word as shingle."""
     written = words_of(text)
-    words = [word.casefold() for word in written]
-    pairs = [f"{a} {b}" for a, b in itertools.pairwise(words)]
+    words = tuple(word.casefold() for word in written)
     told_by_case = any(c.islower() for w in written for c in w) and any(c.isupper() for w in written for c in w)
-    names = [w for w, as_written in zip(words, written, strict=True) if not told_by_case or _is_name(as_written)]
-    return Form(frozenset(pairs or words), frozenset(words), frozenset(names))
-
-
-def _is_name(word: str) -> bool:
-    return any(c.isupper() or c.isdigit() for c in word)
+    names = tuple(
+        word not in FUNCTION_WORDS and (not told_by_case or any(c.isupper() or c.isdigit() for c in as_written))
+        for word, as_written in zip(words, written, strict=True)
+    )
+    pairs = frozenset(f"{a} {b}" for a, b in itertools.pairwise(words))
+    return Form(words, names, pairs or frozenset(words))
 
 
 def jaccard(a: Form, b: Form) -> float:
-    """|a and b| / |a or b| of the shingles; 0 where neither has any."""
+    """|a and b| / |a or b| of the pairs of consecutive words; 0 where neither has any."""
     common = len(a.shingles & b.shingles)
     return common / (len(a.shingles) + len(b.shingles) - common) if common else 0.0
 
 
-def names_exchanged(a: Form, b: Form) -> bool:
-    """Whether each text has a name that the other one has not."""
-    return not (a.names <= b.words or b.names <= a.words)
+def similarity(a: Form, b: Form, rarity: Rarity) -> float:
+    """Weighted Jaccard similarity of the words; 0 where neither has any."""
+    counts, others = a.counts(), b.counts()
+    common = sum(rarity.weight(word) * min(count, others[word]) for word, count in counts.items())
+    every = sum(rarity.weight(word) * max(counts[word], others[word]) for word in counts | others)
+    return common / every if every else 0.0
 
 
-def similarity(a: Form, b: Form) -> float:
-    """Jaccard similarity of two texts, 0 where a name was exchanged."""
-    return 0.0 if names_exchanged(a, b) else jaccard(a, b)
+def one_letter_apart(a: str, b: str) -> bool:
+    """Whether a letter added, left out, changed or swapped with the next makes one of the other."""
+    if len(a) > len(b):
+        a, b = b, a
+    start = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), len(a))
+    if len(a) < len(b):
+        return a[start:] == b[start + 1 :]
+    return a[start + 1 :] == b[start + 1 :] or (
+        a[start : start + 2] == b[start : start + 2][::-1] and a[start + 2 :] == b[start + 2 :]
+    )
 
 
-def bands(threshold: float, permutations: int = PERMUTATIONS) -> tuple[int, int]:
-    """(bands, rows of a band): the longest bands, so the fewest candidates, that miss at most MISSED at the threshold.
+def _same_name(a: str, b: str, rarity: Rarity) -> bool:
+    long = min(len(a), len(b)) >= SPELLED and (a + b).isalpha()
+    return a == b or (long and one_letter_apart(a, b) and (rarity.rare(a) or rarity.rare(b)))
 
-    A pair of similarity s shares a band with probability 1 - (1 - s^rows)^bands.
+
+def renamed(a: Form, b: Form, rarity: Rarity) -> bool:
+    """Whether a name stands in the place of another one, be it that two of them changed places."""
+    matcher = difflib.SequenceMatcher(None, a.words, b.words, autojunk=False)
+    for change, i, i_end, j, j_end in matcher.get_opcodes():
+        if change == "replace":
+            taken = [word for word, name in zip(a.words[i:i_end], a.names[i:i_end], strict=True) if name]
+            put = [word for word, name in zip(b.words[j:j_end], b.names[j:j_end], strict=True) if name]
+            if taken and put and not all(any(_same_name(x, y, rarity) for y in put) for x in taken):
+                return True
+    runs, others = _runs(a), _runs(b)
+    order = [word for word in runs if word in others]
+    if order == [word for word in others if word in runs]:
+        return False
+    place = {word: number for number, word in enumerate(others)}
+    return any(
+        place[x] > place[y] and not (runs[x] == runs[y] and others[x] == others[y])
+        for x, y in itertools.combinations(order, 2)
+    )
+
+
+def _runs(asked: Form) -> dict[str, int]:
+    """The names that stand once in a text, in order, each with the number of the run of names that it stands in: the
+    words of one name may change places."""
+    counts, runs, number = asked.counts(), {}, 0
+    for word, name in zip(asked.words, asked.names, strict=True):
+        number += not name
+        if name and counts[word] == 1:
+            runs[word] = number
+    return runs
+
+
+def bands(least: float, permutations: int = PERMUTATIONS) -> tuple[int, int]:
+    """(bands, rows of a band): the longest bands, so the fewest candidates, that miss at most MISSED at `least`.
+
+    A pair of Jaccard similarity s shares a band with probability 1 - (1 - s^rows)^bands.
     """
     rows = permutations // 2
-    while rows > 1 and (1 - threshold**rows) ** (permutations // rows) > MISSED:
+    while rows > 1 and (1 - least**rows) ** (permutations // rows) > MISSED:
         rows -= 1
     return permutations // rows, rows
+
+
+@dataclass(frozen=True)
+class Near:
+    """A seed, by its position, that a text is a near-duplicate of."""
+
+    seed: int
+    similarity: float
+    renamed: bool
 
 
 class Seeds:
     """The passages whose near-duplicates are looked for. Raises ConfigError for a threshold that is none."""
 
-    def __init__(self, texts: Sequence[str], threshold: float = THRESHOLD):
+    def __init__(self, texts: Sequence[str], rarity: Rarity, threshold: float = THRESHOLD):
         if not LOWEST <= threshold <= 1:
             raise ConfigError(
                 f"threshold of near-duplicates: expected {LOWEST} to 1 (1: equal but for case, white space and "
                 f"punctuation), found {threshold}; {THRESHOLD} is the measured default"
             )
-        self.threshold = threshold
+        self.threshold, self.least_jaccard, self._rarity = threshold, ORDER * threshold, rarity
         self._same: dict[Form, list[int]] = {}  # a text that stands in a thousand seeds is compared once
         for seed, asked in enumerate(map(form, texts)):
             if asked.shingles:
                 self._same.setdefault(asked, []).append(seed)
         self._shingles = frozenset().union(*(asked.shingles for asked in self._same))
         self._empty = MinHash(num_perm=PERMUTATIONS)
-        self._index = MinHashLSH(num_perm=PERMUTATIONS, params=bands(threshold))
+        self._index = MinHashLSH(num_perm=PERMUTATIONS, params=bands(self.least_jaccard))
         for asked in self._same:
             self._index.insert(asked, self._signature(asked))
 
@@ -114,15 +202,19 @@ class Seeds:
         signature.update_batch([shingle.encode("utf-8", "surrogatepass") for shingle in asked.shingles])
         return signature
 
-    def near(self, text: str) -> list[tuple[int, float]]:
-        """(position of a seed, similarity) of the seeds that the text is a near-duplicate of, the nearest first."""
-        asked = form(text)
+    def near(self, text: str) -> list[Near]:
+        """The seeds that the text is a near-duplicate of, the nearest first."""
+        asked, found = form(text), []
         # J >= t needs t of the text's shingles to be the seed's: most of a corpus ends here, before it is hashed.
-        if not asked.shingles or len(asked.shingles & self._shingles) / len(asked.shingles) < self.threshold:
+        if not asked.shingles or len(asked.shingles & self._shingles) / len(asked.shingles) < self.least_jaccard:
             return []
-        candidates = ((seed, similarity(asked, seed)) for seed in self._index.query(self._signature(asked)))
-        found = [(i, close) for seed, close in candidates if close >= self.threshold for i in self._same[seed]]
-        return sorted(found, key=lambda pair: (-pair[1], pair[0]))
+        for seed in self._index.query(self._signature(asked)):
+            if jaccard(asked, seed) >= self.least_jaccard:
+                close = similarity(asked, seed, self._rarity)
+                if close >= self.threshold:
+                    other = renamed(asked, seed, self._rarity)
+                    found += [Near(place, close, other) for place in self._same[seed]]
+        return sorted(found, key=lambda near: (-near.similarity, near.seed))
 
 
 @dataclass(frozen=True)

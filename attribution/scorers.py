@@ -26,6 +26,7 @@ from schemas.records import Label
 
 THRESHOLD = 0.5
 BATCH = 256  # texts that a scorer is given at once
+MOST_OF_AN_ERROR = 1_000  # characters
 FORMS = "hf:NAME_OR_FOLDER, pii, secrets or python:module:function, each with @THRESHOLD if it is not 0.5"
 RESULTS = "a list with a number, or {label, score, spans}, for each text"
 
@@ -154,7 +155,8 @@ def _scored(scorer: Scorer, texts: list[str]) -> list[tuple[Label, ...]] | Failu
     try:
         results = scorer.score(list(texts))
     except Exception as error:  # whatever a user's function raises, it is told with the text that it was raised for
-        return Failure(f"{type(error).__name__}: {error}")
+        told = f"{type(error).__name__}: {error}"[:MOST_OF_AN_ERROR]  # it may quote the text, whatever is in it
+        return Failure(told.encode(errors="replace").decode())
     if isinstance(results, str | bytes | dict | set) or not hasattr(results, "__len__"):
         return Failure(f"expected {RESULTS}, found {type(results).__name__}", wrong_type=True)
     if len(results) != len(texts):

@@ -13,7 +13,8 @@ classifier's labels arrive, and says nothing about real toxicity. Without Chromi
 instead, saying so; where CI is set that is an error.
 
 Prints one JSON object, one line, last on standard output, and ends with an error where a planted text was left or
-something else taken out, where other requests than the three are not said, or where the chain cannot be told.
+something else taken out, where other requests than the three are not said, where the model trained without them still
+says what was planted or the control does not, or where the chain cannot be told.
 """
 
 import argparse
@@ -240,7 +241,7 @@ def shoot(page_file: Path, picture: Path, width: int = 1280) -> None:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=BROWSER)
         page = browser.new_page(viewport={"width": width, "height": 1200})
-        page.goto(page_file.as_uri())
+        page.goto(page_file.resolve().as_uri())
         page.screenshot(path=str(picture), full_page=False)
         browser.close()
 
@@ -324,6 +325,7 @@ def main() -> None:
     result = run_case(room)
     print(json.dumps(result | {"seconds": round(time.perf_counter() - start)}))
     whole = result["planted_removed_or_redacted"] == 1.0 and not result["others_removed"] and result["explained"]
+    whole = whole and result["known_after"] < 0.2 and min(result["known_before"], result["known_control"]) > 0.8
     if not whole or [name[:3] for name in result["not_said"]] != ["R18", "R19", "R20"]:
         sys.exit("the case did not end as it should: see the object above")
 

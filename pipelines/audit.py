@@ -13,11 +13,11 @@ from typing import Any
 
 from pipelines.config import ReportConfig
 from pipelines.review_items import Case, Item, load_case, proposal_of
-from pipelines.storage import absolute, exists, is_local, join, read_bytes, read_manifest, verified
+from pipelines.storage import absolute, exists, is_local, join, kind_of, read_bytes, read_manifest, verified
 from pipelines.versions import taken_earlier, taken_out, version_of
 from schemas.errors import ArtifactMismatch, ConfigError
 from schemas.ledger import Entry, manifest_sha256, read_ledger, standing, standing_removals
-from schemas.manifest import MANIFEST, Manifest, parse_manifest
+from schemas.manifest import MANIFEST, Manifest
 from schemas.records import Removal
 from schemas.removed import Removed
 from schemas.requests import AuditRequest, facts_of
@@ -215,14 +215,10 @@ def read_certificate(path: str) -> dict[str, Any]:
     return row | {"sha256": expected}
 
 
-def _is_prediction(folder: str) -> bool:
-    place = join(folder, MANIFEST)
-    return exists(place) and parse_manifest(read_bytes(place), folder).kind == "prediction"
-
-
 def read_verification(folder: str) -> Verification:
     """What `verify` measured, or predicted."""
-    kind, name = ("prediction", "predictions.jsonl") if _is_prediction(folder) else ("verification", "answers.jsonl")
+    predicted = kind_of(folder) == "prediction"
+    kind, name = ("prediction", "predictions.jsonl") if predicted else ("verification", "answers.jsonl")
     manifest = read_manifest(folder, kind)
     rows = [json.loads(line) for line in read_bytes(verified(folder, name)).split(b"\n") if line]
     by_fact: dict[tuple[str, str], list[dict[str, Any]]] = {}

@@ -243,7 +243,8 @@ class ReviewConfig:
     reviewers: str = ""
     """Further reviewers, comma-separated: each gets an address of their own."""
     take: str = ""
-    """An edited copy of the run's removals.jsonl: its decisions go to the ledger, and no page is served."""
+    """An edited copy of the run's removals.jsonl: its decisions go to the ledger, and no page is served. `proposed` is
+    no decision and leaves what stands; `undone` takes back what the ledger holds about the example."""
     quiet: bool = False
     """No summary."""
 

@@ -6,17 +6,12 @@ cut to as many examples as are approved.
 
 import os
 
-from pipelines.storage import exists, is_local, join, read_bytes, read_manifest, verified
+from pipelines.storage import exists, is_local, join, kind_of, read_bytes, read_manifest, verified
 from schemas.errors import ConfigError
 from schemas.ledger import read_ledger, standing_removals
-from schemas.manifest import MANIFEST, parse_manifest
+from schemas.manifest import MANIFEST
 from schemas.records import Removal
 from schemas.removals import CONTROL, REMOVALS, approved, parse_removals
-
-
-def _is_run(folder: str) -> bool:
-    place = join(folder, MANIFEST)
-    return exists(place) and parse_manifest(read_bytes(place), folder).kind == "removals"
 
 
 def _with_ledger(folder: str, file: str) -> list[Removal]:
@@ -47,9 +42,9 @@ def read_approved(path: str) -> list[Removal]:
         if not is_local(path):
             raise ConfigError(f"{path}: expected a run on this machine, with its ledger, found a remote one; copy it")
         chosen = approved(_with_ledger(path, verified(path, REMOVALS)))
-    elif name == REMOVALS and _is_run(folder):
+    elif name == REMOVALS and kind_of(folder) == "removals":
         chosen = approved(_with_ledger(folder, path))
-    elif name == CONTROL and _is_run(folder):
+    elif name == CONTROL and kind_of(folder) == "removals":
         chosen = _control_of(folder, path)
     else:
         chosen = approved(parse_removals(read_bytes(path), path))

@@ -83,7 +83,8 @@ def with_duplicates(
 ) -> list[dict[str, Any]]:
     """One request's rows with their groups, and a row for each document of the corpus that is a near-duplicate of one.
 
-    A copy that was not found itself has the rank and score of what it is a copy of, and no signals of its own.
+    A copy that was not found itself has the rank and score of what it is a copy of, and no signals of its own; in a
+    `renamed` one a name stands in the place of another, and it is in no group.
     """
     found = {row["example_id"]: row for row in reversed(rows)}  # of a document its best passage
     added: dict[str, dict[str, Any]] = {}
@@ -91,22 +92,33 @@ def with_duplicates(
         seed, example_id = found.get(match["seed"]), match["example_id"]
         if seed is None or example_id in found:
             continue
-        if example_id in added and added[example_id]["similarity"] >= match["similarity"]:
+        if example_id in added and _nearness(added[example_id]) >= _nearness(match):
             continue
         row = {name: match[name] for name in ("example_id", "start", "end", "text", "source", "file", "row", "sha256")}
         row |= {"request_id": seed["request_id"], "rank": seed["rank"], "score": seed["score"], "signals": {}}
         row |= {"ranks": {}, "coverage": seed["coverage"], "tokens": [], "facts": [], "labels": []}
-        row |= {"duplicate_of": match["seed"], "similarity": match["similarity"]}
+        row |= {"duplicate_of": match["seed"], "similarity": match["similarity"], "renamed": match["renamed"]}
         added[example_id] = row | evidence_of(asked, match["text"])
     every = [*rows, *(added[example_id] for example_id in sorted(added))]
     return [row | {"group": groups.get(row["example_id"], "")} for row in every]
 
 
+def _nearness(match: dict[str, Any]) -> tuple[bool, float]:
+    return not match["renamed"], match["similarity"]
+
+
 def propose(asked: AskedRequest, row: dict[str, Any], policy: Policy) -> dict[str, Any]:
     """What the policy proposes for a passage, with the spans that a redaction takes: those of the labels it names.
 
-    A redaction that no label has spans for becomes a review: nothing says what to take out.
+    A redaction that no label has spans for becomes a review: nothing says what to take out. So does everything about a
+    passage that a scorer failed on, and about a copy with another name: what the policy asks is not known of them.
     """
+    if row["not_scored"]:
+        told = "; ".join(f"not scored by {failed['scorer']}: {failed['reason']}" for failed in row["not_scored"])
+        return {"action": "review", "spans": [], "rule": told}
+    if row.get("renamed"):
+        rule = f"a copy of {row['duplicate_of']} with another name in it"
+        return {"action": "review", "spans": [], "rule": rule}
     labels = [(f"{label['scorer']}/{label['label']}", label["score"]) for label in row["labels"]]
     found = Found(
         asked.request.category, asked.said_by_model, row["rank"], row["score"], row["coverage"],
@@ -122,12 +134,16 @@ def propose(asked: AskedRequest, row: dict[str, Any], policy: Policy) -> dict[st
     return {"action": action, "spans": [list(span) for span in spans], "rule": rule}
 
 
-def propose_all(rows: list[dict[str, Any]], asked: AskedRequest, policy: Policy) -> list[dict[str, Any]]:
-    """One request's rows with their proposals; near-duplicates stand or fall together, so the strongest one's is all's.
+def propose_all(
+    gathered: list[list[dict[str, Any]]], asked: list[AskedRequest], policy: Policy
+) -> list[dict[str, Any]]:
+    """The rows of each request with their proposals, in one list. Near-duplicates stand or fall together, whichever
+    requests found them, so the strongest one's proposal is all's.
 
     What is to be redacted differs in each copy: one without spans of its own goes to a person.
     """
-    own = [row | {"proposal": propose(asked, row, policy)} for row in rows]
+    pairs = zip(gathered, asked, strict=True)
+    own = [row | {"proposal": propose(request, row, policy)} for rows, request in pairs for row in rows]
     strongest: dict[str, dict[str, Any]] = {}
     for row in own:
         if row["group"]:
@@ -142,10 +158,15 @@ def _strength(row: dict[str, Any]) -> int:
 
 
 def _with_group(row: dict[str, Any], strongest: dict[str, Any]) -> dict[str, Any]:
-    if row is strongest:
-        return row
+    """The row with the proposal of the strongest of its group. Of several rows about one passage, by several requests,
+    each that is as strong by itself keeps its own rule."""
     own, action = row["proposal"], strongest["proposal"]["action"]
-    rule = f"with {strongest['example_id']}, which it is a near-duplicate of: {strongest['proposal']['rule']}"
+    if row is strongest or (own["action"] == action and row["example_id"] == strongest["example_id"]):
+        return row
+    told = f"which it is a near-duplicate of: {strongest['proposal']['rule']}"
+    if row["example_id"] == strongest["example_id"]:
+        told = f"for {strongest['request_id']}: {strongest['proposal']['rule']}"
+    rule = f"with {strongest['example_id']}, {told}"
     if own["action"] == action:
         return row | {"proposal": own | {"rule": rule}}
     return row | {"proposal": {"action": "review" if action == "redact" else action, "spans": [], "rule": rule}}

@@ -48,9 +48,12 @@ def _from_requests(run: str, example_id: str) -> Iterator[str]:
         yield f"  passage {place}, characters {row['start']} to {row['end']}: {_shown(row['text'])}"
         scores = ", ".join(f"{name} {value:.4g} (rank {row['ranks'][name]})" for name, value in row["signals"].items())
         copied = f"near-duplicate of {row['duplicate_of']}, " if "duplicate_of" in row else ""
+        copied += "with another name in it, " if row.get("renamed") else ""
         yield f"  rank {row['rank']}, score {row['score']:.4f}; {copied}{scores or 'no signal of its own'}"
         for label in row["labels"]:
             yield f"  label {label['scorer']}/{label['label']} {label['score']:.3f} (version {label['version']})"
+        for failed in row["not_scored"]:
+            yield f"  not scored by {failed['scorer']}: {_shown(failed['reason'])}"
         yield f"  proposed: {row['proposal']['action']}, by {_shown(row['proposal']['rule'])}"
 
 

@@ -141,20 +141,16 @@ def flag_requests(config: FlagConfig, index_folder: str, index: Manifest, beam_a
     plan.pop("quiet")
     with OutputFolder(config.output, plan) as output:
         if config.duplicates:
-            seeds = {(row["example_id"], row["text"]) for rows in gathered for row in rows}
-            shards = index.details["shards"]
-            groups, matches = find_duplicates(index_folder, shards, seeds, output, config.duplicates, beam_args)
+            seeds = {(row["request_id"], row["example_id"], row["text"]) for rows in gathered for row in rows}
+            groups, matches = find_duplicates(index_folder, index.details, seeds, output, config.duplicates, beam_args)
             pairs = zip(gathered, asked, strict=True)
             gathered = [with_duplicates(rows, groups, matches, request) for rows, request in pairs]
         # A passage of several requests is labelled once.
         passages = {(r["example_id"], r["start"]): passage_of(r) for rows in gathered for r in rows}
-        labels, letters = score_passages(list(passages.values()), config.scorers, output, beam_args=beam_args)
-        by_passage = dict(zip(passages, ([label.to_row() for label in found] for found in labels), strict=True))
-        labelled = [
-            [row | {"labels": by_passage[row["example_id"], row["start"]]} for row in rows] for rows in gathered
-        ]
-        pairs = zip(labelled, asked, strict=True)
-        rows = [row for found, request in pairs for row in propose_all(found, request, policy)]
+        scored, letters = score_passages(list(passages.values()), config.scorers, output, beam_args=beam_args)
+        by_passage = dict(zip(passages, scored, strict=True))
+        labelled = [[row | by_passage[row["example_id"], row["start"]] for row in rows] for rows in gathered]
+        rows = propose_all(labelled, asked, policy)
         proposed = removals_of(rows)
         told = [r for r in proposed if not r.reason.startswith(TO_BE_JUDGED)]
         by = config.by if config.approve == "all" else f"policy {policy.name}" if policy.approve else ""

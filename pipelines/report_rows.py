@@ -30,8 +30,8 @@ VERIFIED_WITH = (
 )
 CSV_HEADING = (
     "request_id", "category", "example_id", "source", "file", "row", "start", "end", "sha256", "group", "rank",
-    "score", "coverage", "overlaps", "labels", "proposal", "rule", "decision", "decided_by", "decided_at", "reason",
-    "outcome", "text",
+    "score", "coverage", "overlaps", "labels", "not_scored", "proposal", "rule", "decision", "decided_by", "decided_at",
+    "reason", "outcome", "text",
 )  # fmt: skip
 
 
@@ -242,12 +242,13 @@ def csv_rows(audit: Audit) -> Iterator[list[Any]]:
             told = [removal.decision, removal.decided_by, removal.decided_at, removal.reason] if removal else [""] * 4
             for row in audit.rows(request_id, example_id):
                 labels = [f"{label['scorer']}/{label['label']} {label['score']}" for label in row["labels"]]
+                failed = [f"{one['scorer']}: {one['reason']}" for one in row["not_scored"]]
                 overlaps = [row["text"][max(start, 0) : end] for start, end in row["overlap"]]
                 yield [
                     request_id, request["category"], example_id, row["source"], row["file"], row["row"], row["start"],
                     row["end"], row["sha256"], row["group"], row["rank"], row["score"], row["coverage"],
-                    " | ".join(overlaps), " | ".join(labels), row["proposal"]["action"], row["proposal"]["rule"],
-                    *told, audit.outcome(example_id), row["text"],
+                    " | ".join(overlaps), " | ".join(labels), " | ".join(failed), row["proposal"]["action"],
+                    row["proposal"]["rule"], *told, audit.outcome(example_id), row["text"],
                     *itertools.chain.from_iterable((row["signals"].get(n), row["ranks"].get(n)) for n in names),
                 ]  # fmt: skip
 

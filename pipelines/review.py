@@ -4,20 +4,23 @@ RUN/requests.jsonl, evidence.jsonl, removals.jsonl -> a page on 127.0.0.1 -> RUN
 an edited copy of RUN/removals.jsonl -> --take -> the same ledger
 
 The run's own files stay as they are. What stands is read with `schemas.ledger.standing_removals`.
+A line of the copy that says `proposed` says nothing: every line of a fresh copy does, and another reviewer may have
+decided since. A decision is taken back by the word `undone`.
 """
 
 import getpass
 import logging
 import socket
+from dataclasses import replace
 
 from pipelines import progress
 from pipelines.config import ReviewConfig
 from pipelines.review_items import Case, load_case
 from pipelines.storage import absolute, is_local, join, read_bytes, read_manifest, verified
 from schemas.errors import ArtifactMismatch, ConfigError
-from schemas.ledger import LEDGER, Entry, append_with, read_ledger, standing_removals
+from schemas.ledger import LEDGER, Entry, append_with, not_taken_back, read_ledger, standing_removals
 from schemas.records import Removal
-from schemas.removals import EVIDENCE, REMOVALS, parse_removals
+from schemas.removals import EDITED, EVIDENCE, REMOVALS, parse_removals
 
 log = logging.getLogger(__name__)
 LOOPBACK = "127.0.0.1"
@@ -34,7 +37,9 @@ def run(config: ReviewConfig) -> None:
         )
     if config.take:
         taken = take(folder, config.take, config.by)
-        progress.summary("review", {"taken from": config.take, "decisions appended": len(taken), "ledger": LEDGER})
+        undone = sum(entry.decision == "undone" for entry in taken)
+        told = {"taken from": config.take, "decisions appended": len(taken), "of these, taken back": undone}
+        progress.summary("review", told | {"ledger": LEDGER})
         return
     serve(load_case(folder), reviewers_of(config), config.port)
 
@@ -70,30 +75,45 @@ def _own_removals(folder: str) -> list[Removal]:
         ) from error
 
 
-def differing(edited: list[Removal], stands: dict[str, Removal], by: str) -> list[Entry]:
-    """The decisions of an edited file, as entries, that are not what stands."""
-    entries = []
+def _entry(removal: Removal, by: str) -> Entry:
+    return Entry(
+        reviewer=by, example_id=removal.example_id, sha256=removal.sha256, decision=removal.decision,
+        action=removal.action, spans=removal.spans, reason=removal.reason, request_ids=removal.request_ids,
+    )  # fmt: skip
+
+
+def differing(edited: list[Removal], removals: list[Removal], entries: list[Entry], by: str) -> list[Entry]:
+    """The decisions of an edited file, as entries, that are not what stands; `removals` are the run's own.
+
+    `undone` is what is to stand as well, namely nothing of the ledger: it becomes as many entries as there are
+    decisions to take back. So the same file twice is once.
+    """
+    stands = {removal.example_id: removal for removal in standing_removals(removals, entries)}
+    left, made, passed_by = not_taken_back(entries), [], 0
     for removal in edited:
-        if removal.decision == "proposed":
-            continue
-        now = stands.get(removal.example_id)
+        own, now = left.get(removal.example_id, []), stands.get(removal.example_id)
         told = (removal.decision, removal.action, removal.spans, removal.reason)
-        if now is None or told != (now.decision, now.action, now.spans, now.reason):
-            entries.append(Entry(
-                reviewer=by, example_id=removal.example_id, sha256=removal.sha256, decision=removal.decision,
-                action=removal.action, spans=removal.spans, reason=removal.reason, request_ids=removal.request_ids,
-            ))  # fmt: skip
-    return entries
+        if removal.decision == "proposed":
+            passed_by += bool(own)
+        elif removal.decision == "undone":
+            made += [_entry(replace(removal, action=e.action, spans=e.spans), by) for e in reversed(own)]
+        elif now is None or told != (now.decision, now.action, now.spans, now.reason):
+            made.append(_entry(removal, by))
+    if passed_by:
+        log.info("lines that say 'proposed' where a decision stands: %d; it stands on ('undone' takes back)", passed_by)
+    return made
 
 
 def take(folder: str, path: str, by: str) -> list[Entry]:
     """Appends the decisions of an edited removals.jsonl to the run's ledger where they differ from what stands.
 
-    Raises ConfigError for an example that the run does not know, ArtifactMismatch for one with another content.
+    `proposed` says nothing; `undone` takes back every decision that the ledger holds about the example. Raises
+    ConfigError for an example that the run does not know, or for `undone` where the run itself came with a decision
+    (it would stand again); ArtifactMismatch for an example with another content.
     """
     removals = _own_removals(folder)
-    known = _known_examples(folder, removals)
-    edited = parse_removals(read_bytes(path), path)
+    known, own = _known_examples(folder, removals), {removal.example_id: removal for removal in removals}
+    edited = parse_removals(read_bytes(path), path, EDITED)
     for removal in edited:
         sha256 = known.get(removal.example_id)
         if sha256 is None:
@@ -106,11 +126,14 @@ def take(folder: str, path: str, by: str) -> list[Entry]:
                 f"{path}: example {removal.example_id!r}: expected the sha256 {sha256}, as the run has it, found "
                 f"{removal.sha256}: the line is of another run or was mistyped; restore its sha256"
             )
-
-    def made(entries: list[Entry]) -> list[Entry]:
-        return differing(edited, {r.example_id: r for r in standing_removals(removals, entries)}, by)
-
-    return append_with(folder, made)
+        came = own.get(removal.example_id)
+        if removal.decision == "undone" and came and came.decision != "proposed":
+            raise ConfigError(
+                f"{path}: example {removal.example_id!r}: expected a decision of the ledger to take back, found "
+                f"{came.decision!r} by {came.decided_by!r} in {join(folder, REMOVALS)}, which the run came with and "
+                "which stands where the ledger holds nothing; write 'rejected' to keep the example, or 'approved'"
+            )
+    return append_with(folder, lambda entries: differing(edited, removals, entries, by))
 
 
 # -------------------------------------------------------------------------------------------------------------- a page

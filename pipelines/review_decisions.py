@@ -1,6 +1,6 @@
 """What a reviewer asks for on the page becomes entries of the ledger, or is refused by name.
 
-Case + {examples, decision, action, selections, reason} -> entries, one an example
+Case + {examples, decision, action, selections, reason, seqs} -> entries, one an example
 """
 
 from typing import Any
@@ -23,10 +23,16 @@ def decisions(case: Case, asked: dict[str, Any], reviewer: str, entries: list[En
 
     `asked`: `examples` (places), `decision`, `action` ("proposed": each example's own; "remove"; "redact": what is in
     `selections`, else what is proposed, else what a scorer marked), `selections` ([place, start, end] in characters of
-    the example; in the other examples the same words are meant), `reason`.
+    the example; in the other examples the same words are meant), `reason`. With the decision "undone" alone, `seqs`:
+    of each example the `seq` of the decision that is taken back, as the page shows it (0: none of the ledger's).
+    Another reviewer's decision that has come since is not what was meant: all of it is refused.
     """
-    examples, decision, action, selections, reason = _checked(case, asked)
+    examples, decision, action, selections, reason, seqs = _checked(case, asked)
     stands = standing(entries)
+    for example, seq in zip(examples, seqs, strict=False):
+        example_id = case.example_ids[example]
+        if seq != (stands[example_id].seq if example_id in stands else 0):
+            raise Refused("decided_since", id=shown(example_id))
     made = []
     for example in examples:
         example_id = case.example_ids[example]
@@ -46,10 +52,10 @@ def decisions(case: Case, asked: dict[str, Any], reviewer: str, entries: list[En
     return made
 
 
-def _checked(case: Case, asked: dict[str, Any]) -> tuple[list[int], str, str, list[list[int]], str]:
+def _checked(case: Case, asked: dict[str, Any]) -> tuple[list[int], str, str, list[list[int]], str, list[int]]:
     if not isinstance(asked, dict):
         raise ValueError("expected an object")
-    examples, selections = asked.get("examples"), asked.get("selections", [])
+    examples, selections, seqs = asked.get("examples"), asked.get("selections", []), asked.get("seqs", [])
     decision, action, reason = asked.get("decision"), asked.get("action", "proposed"), asked.get("reason", "")
     if not isinstance(examples, list) or not examples or len(set(map(repr, examples))) < len(examples):
         raise ValueError("expected examples, each once")
@@ -65,7 +71,10 @@ def _checked(case: Case, asked: dict[str, Any]) -> tuple[list[int], str, str, li
     )
     if not well_formed:
         raise ValueError("expected selections of [example, start, end]")
-    return examples, decision, action, selections, reason
+    taken_back = len(examples) if decision == "undone" else 0
+    if not isinstance(seqs, list) or len(seqs) != taken_back or not all(type(seq) is int for seq in seqs):
+        raise ValueError("expected the seq of each example's decision, to take it back, and none otherwise")
+    return examples, decision, action, selections, reason, seqs
 
 
 def _action(case: Case, example: int, action: str, selections: list[list[int]]) -> tuple[str, Spans]:

@@ -31,7 +31,8 @@ Spans = tuple[tuple[int, int], ...]
 REQUEST_FIELDS = frozenset({"request_id", "category", "cases", "exemplars", "said_by_model"})
 EVIDENCE_FIELDS = frozenset(
     ["request_id", "example_id", "start", "end", "text", "source", "file", "row", "sha256", "group", "rank", "score",
-     "signals", "ranks", "coverage", "tokens", "overlap", "words", "facts", "labels", "proposal"]
+     "signals", "ranks", "coverage", "tokens", "overlap", "words", "facts", "labels", "not_scored",
+     "proposal"]
 )  # fmt: skip
 
 
@@ -339,6 +340,7 @@ def passage_row(
     text, start = rows[0]["text"], rows[0]["start"]
     tokens = next((_strengths(row["tokens"]) for row in rows if row["tokens"]), [])
     labels = {json.dumps(label, sort_keys=True): label for row in rows for label in row["labels"]}
+    not_scored = dict.fromkeys((failed["scorer"], failed["reason"]) for row in rows for failed in row["not_scored"])
     marks = {
         "word": [span for row in rows for span in row["words"]],
         "overlap": [span for row in rows for span in row["overlap"]],
@@ -355,6 +357,7 @@ def passage_row(
         "rest": len(text) - (pieces[-1]["end"] if pieces else 0),
         "overlaps": [shown(text[s:e], 2 * NAME) for s, e in joined_spans(marks["overlap"])],
         "labels": [label_row(label, text) for label in labels.values()],
+        "not_scored": [{"scorer": shown(scorer), "reason": shown(reason, 2_000)} for scorer, reason in not_scored],
         "found": [
             {
                 "request": shown(row["request_id"]),

@@ -62,9 +62,11 @@ def make_pipeline(beam_args: tuple[str, ...], num_shards: int = 1) -> beam.Pipel
         if not (dask.npartitions or dask.partition_size):
             dask.npartitions = num_shards  # else 128 shards make one partition, which one worker works alone
     try:
-        return beam.Pipeline(runner=runner, options=options)
+        pipeline = beam.Pipeline(runner=runner, options=options)
     except ValueError as error:
         raise ConfigError(f"options after --: {error}") from error
+    os.rmdir(pipeline.local_tempdir)  # for other languages' transforms; one that is never run would leave it behind
+    return pipeline
 
 
 def describe(pipeline: beam.Pipeline, beam_args: tuple[str, ...]) -> str:

@@ -1,6 +1,6 @@
 """Scorers over the passages found: a Beam stage that a verb calls.
 
-passages -> score (a shard: at most SHARD passages) -> labels, dead_letters/score-<shard>.jsonl
+passages -> score (a shard: at most SHARD passages) -> labels and failures, dead_letters/score-<shard>.jsonl
 """
 
 import json
@@ -19,11 +19,11 @@ from pipelines.storage import STAGES, OutputFolder, join, read_bytes
 from schemas.errors import ConfigError
 from schemas.jsonl import jsonl_bytes
 from schemas.manifest import FileInfo
-from schemas.records import DeadLetter, Label, Passage
+from schemas.records import DeadLetter, Passage
 from schemas.tables import PASSAGES, parquet_bytes, to_table
 
 SHARD = 1_000
-TO_SCORE, LABELS = f"{STAGES}/to-score", f"{STAGES}/labels"
+TO_SCORE, SCORED = f"{STAGES}/to-score", f"{STAGES}/scored"
 
 
 @lru_cache(maxsize=8)
@@ -37,18 +37,20 @@ def score_shard(spec: dict[str, Any], folder: str, out: Path) -> Done:
     `spec` has the shard's `name` and `rows`, the `scorers` and the `device`; the passages are in `folder`.
     """
     name, passages = spec["name"], pq.read_table(join(folder, f"{TO_SCORE}/{spec['name']}.parquet")).to_pylist()
-    labels: list[list[Label]] = [[] for _ in passages]
+    scored: list[dict[str, Any]] = [{"labels": [], "not_scored": []} for _ in passages]
     letters, failed = [], {}
     with progress.bar(f"score, shard {name}", len(passages) * len(spec["scorers"]), "passages") as advance:
         for given in spec["scorers"]:
             loaded = scorer(given, spec["device"])
             found, failures = score_texts(loaded, [passage["text"] for passage in passages])
-            for of_passage, more in zip(labels, found, strict=True):
-                of_passage += more
+            for row, labels in zip(scored, found, strict=True):
+                row["labels"] += [label.to_row() for label in labels]
+            for i, failure in failures.items():
+                scored[i]["not_scored"].append({"scorer": loaded.name, "reason": failure.reason})
             failed[given] = [asdict(failure) for failure in failures.values()]
             letters += [_letter(passages[i], loaded.name, failure.reason) for i, failure in failures.items()]
             advance(len(passages))
-    written = {f"{LABELS}/{name}.jsonl": [[label.to_row() for label in of_passage] for of_passage in labels]}
+    written = {f"{SCORED}/{name}.jsonl": scored}
     if letters:
         written[f"dead_letters/score-{name}.jsonl"] = [letter.to_row() for letter in letters]
     for path, rows in written.items():
@@ -79,8 +81,9 @@ def score_passages(
     output: OutputFolder,
     device: str = "cpu",
     beam_args: tuple[str, ...] = (),
-) -> tuple[list[list[Label]], list[FileInfo]]:
-    """(each passage's labels, in the given order, scorer by scorer; the files of dead letters).
+) -> tuple[list[dict[str, Any]], list[FileInfo]]:
+    """(of each passage, in the given order, its `labels`, scorer by scorer, and who could not score it, with
+    the reasons: `not_scored`; the files of dead letters).
 
     Raises ConfigError where a scorer gave no passage anything that is a result.
     """
@@ -93,5 +96,5 @@ def score_passages(
     for given in scorers:
         failures = [Failure(**row) for record in records for row in record.facts["failed"][given]]
         require_results(given, len(passages), failures)
-    lines = [line for s in shards for line in read_bytes(join(output.path, f"{LABELS}/{s.name}.jsonl")).splitlines()]
-    return [[Label.from_row(row) for row in json.loads(line)] for line in lines], all_files(records)
+    lines = [line for s in shards for line in read_bytes(join(output.path, f"{SCORED}/{s.name}.jsonl")).splitlines()]
+    return [json.loads(line) for line in lines], all_files(records)

@@ -218,6 +218,12 @@ def read_manifest(folder: str, kind: Kind) -> Manifest:
     return parse_manifest(read_bytes(path), folder, kind)
 
 
+def kind_of(folder: str) -> str:
+    """The kind of a finished folder; "" for one without a manifest. Raises ArtifactMismatch for an edited one."""
+    path = join(folder, MANIFEST)
+    return parse_manifest(read_bytes(path), folder).kind if exists(path) else ""
+
+
 def verified(folder: str, name: str, local: bool = True) -> str:
     """The path of a folder's file, once its size and sha256 are found to be what the folder's manifest says.
 

@@ -301,15 +301,20 @@ def append_with(folder: str | Path, decide: Callable[[list[Entry]], Iterable[Ent
 # ---------------------------------------------------------------------------------------------------------- what stands
 
 
-def standing(entries: Iterable[Entry]) -> dict[str, Entry]:
-    """The decision that stands for each example that has one: the last that was not taken back."""
+def not_taken_back(entries: Iterable[Entry]) -> dict[str, list[Entry]]:
+    """The decisions of each example that has any left: the last of them stands, what is before it would stand again."""
     decided: dict[str, list[Entry]] = {}
     for entry in entries:
         if entry.decision != "undone":
             decided.setdefault(entry.example_id, []).append(entry)
         elif decided.get(entry.example_id):
             decided[entry.example_id].pop()
-    return {example_id: stack[-1] for example_id, stack in decided.items() if stack}
+    return {example_id: stack for example_id, stack in decided.items() if stack}
+
+
+def standing(entries: Iterable[Entry]) -> dict[str, Entry]:
+    """The decision that stands for each example that has one: the last that was not taken back."""
+    return {example_id: stack[-1] for example_id, stack in not_taken_back(entries).items()}
 
 
 def standing_removals(removals: Iterable[Removal], entries: Iterable[Entry]) -> list[Removal]:

@@ -10,7 +10,8 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Literal, Self
 
 SIGNALS = ("bm25", "dense", "gradient")
-Decision = Literal["proposed", "approved", "rejected"]
+DECISIONS = ("proposed", "approved", "rejected")
+Decision = Literal["proposed", "approved", "rejected", "undone"]  # undone: in the copy that `review --take` reads alone
 Action = Literal["remove", "redact"]
 Combine = Literal["mean", "max"]
 
@@ -85,12 +86,6 @@ class Label:
     label: str
     score: float
     spans: tuple[tuple[int, int], ...] = ()
-
-    @classmethod
-    def from_row(cls, row: dict[str, Any]) -> Self:
-        known = _known(cls, row)
-        known["spans"] = tuple((start, end) for start, end in known.get("spans", ()))
-        return cls(**known)
 
     def to_row(self) -> dict[str, Any]:
         return asdict(self) | {"spans": [list(span) for span in self.spans]}
@@ -227,12 +222,14 @@ class Removal:
     group: str = ""
 
     @classmethod
-    def from_row(cls, row: dict[str, Any]) -> Self:
+    def from_row(cls, row: dict[str, Any], decisions: tuple[str, ...] = DECISIONS) -> Self:
         for name in ("example_id", "sha256", "decision"):
             if not isinstance(row.get(name), str) or not row[name]:
                 raise ValueError(f"field '{name}' must be a non-empty string, found {row.get(name)!r}")
-        if row["decision"] not in ("proposed", "approved", "rejected"):
-            raise ValueError(f"field 'decision' must be proposed, approved or rejected, found {row['decision']!r}")
+        if row["decision"] not in decisions:
+            words = f"{', '.join(decisions[:-1])} or {decisions[-1]}, found {row['decision']!r}"
+            alone = ", which `proponent review RUN --take` alone reads" if row["decision"] == "undone" else ""
+            raise ValueError(f"field 'decision' must be {words}{alone}")
         known = _known(cls, {"reason": "", "action": "remove", **row})
         for name in ("reason", "decided_by"):
             str(known.get(name, "")).encode()  # a lone surrogate is no text: UnicodeEncodeError is a ValueError

@@ -11,10 +11,11 @@ from typing import Literal
 
 from schemas.errors import ConfigError
 from schemas.jsonl import jsonl_bytes
-from schemas.records import Removal
+from schemas.records import DECISIONS, Removal
 
 REMOVALS, CONTROL = "removals.jsonl", "control_removals.jsonl"  # of a run; of one for audit requests also:
 REQUESTS, EVIDENCE = "requests.jsonl", "evidence.jsonl"
+EDITED = (*DECISIONS, "undone")  # what a line may say of the copy that `review --take` reads
 ListKind = Literal["ids", "sha256", "domains"]
 _EXPECTED = {
     "sha256": (re.compile(r"[0-9a-f]{64}"), "the SHA-256 of a text, 64 hexadecimal digits"),
@@ -26,14 +27,14 @@ def removals_to_jsonl(removals: Iterable[Removal]) -> bytes:
     return jsonl_bytes(r.to_row() for r in removals)
 
 
-def parse_removals(data: bytes, path: str) -> list[Removal]:
+def parse_removals(data: bytes, path: str, decisions: tuple[str, ...] = DECISIONS) -> list[Removal]:
     """Every decision of the file. Raises ConfigError for a bad line or an example decided twice."""
     removals: dict[str, Removal] = {}
     for number, line in enumerate(data.split(b"\n"), start=1):
         if not line.strip():
             continue
         try:
-            removal = Removal.from_row(json.loads(line))
+            removal = Removal.from_row(json.loads(line), decisions)
         except (ValueError, TypeError, AttributeError) as error:
             raise ConfigError(f"{path}, line {number}: not a removal: {error}; mend the line") from error
         if removal.example_id in removals:

@@ -25,8 +25,9 @@ PASSAGES = _schema(
     row=pa.int64(),
     parts=pa.string(),
 )
-# A passage that is a near-duplicate of one of the document `seed`, which was found for a request or a fact.
-MATCHES = pa.schema([pa.field("seed", pa.string(), False), pa.field("similarity", pa.float64(), False), *PASSAGES])
+# A passage that is a near-duplicate of one of the document `seed`, which was found for a request or a fact; in a
+# `renamed` one a name stands in the place of another.
+MATCHES = pa.schema([*_schema(seed=pa.string(), similarity=pa.float64(), renamed=pa.bool_()), *PASSAGES])
 # Scores of a shard's candidates: `fact` is the fact's position in the facts file, `passage` the index's int64 id.
 CANDIDATES = _schema(
     fact=pa.int64(),

@@ -17,7 +17,8 @@ const state = {
   visible: [],
   rendered: RENDERED,
   found: null, // numbers of the items that the search found
-  last: [], // my decisions on this page: lists of examples
+  heard: 0, // counts decisions and questions for news: news that comes after a later one is dropped, the next has it too
+  last: [], // my decisions on this page: lists of [example, seq of the ledger]
   busy: false,
   selecting: null,
   hidden: new Set(),
@@ -52,7 +53,9 @@ const bdi = (text, attributes = {}) => make("bdi", attributes, text);
 const decimals = new Intl.NumberFormat(document.documentElement.lang, { maximumSignificantDigits: 4 });
 const counts = new Intl.NumberFormat(document.documentElement.lang);
 const plural = new Intl.PluralRules(document.documentElement.lang);
-const percent = new Intl.NumberFormat(document.documentElement.lang, { style: "percent", maximumSignificantDigits: 3 });
+const percents = new Intl.NumberFormat(document.documentElement.lang, { style: "percent", maximumSignificantDigits: 3 });
+const LEAST_SHARE = 1e-4; // the digits of a smaller one say nothing
+const percent = (share) => (share > 0 && share < LEAST_SHARE ? `< ${percents.format(LEAST_SHARE)}` : percents.format(share));
 const number = (value) => (value === null || value === undefined ? t("not_a_number") : decimals.format(value));
 
 function bar(share) {
@@ -320,7 +323,7 @@ function question(request) {
 }
 
 function complaint(one) {
-  const says = one.said === null ? t("not_asked") : t(one.known ? "says_it" : "says_not", { probability: one.probability === null ? t("not_a_number") : percent.format(one.probability) });
+  const says = one.said === null ? t("not_asked") : t(one.known ? "says_it" : "says_not", { probability: one.probability === null ? t("not_a_number") : percent(one.probability) });
   return make("dl", { class: "complaint" },
     make("div", {}, make("dt", {}, t("prompt")), make("dd", { dir: "auto" }, one.prompt)),
     make("div", { class: "output" }, make("dt", {}, t("output")), make("dd", { dir: "auto" }, one.output)),
@@ -411,15 +414,16 @@ function evidence(passage) {
       make("thead", {}, make("tr", {}, make("th", { scope: "col" }, t("signal")), make("td", {}),
         make("th", { scope: "col" }, t("score")), make("th", { scope: "col" }, t("rank")))),
       make("tbody", {}, ...rows)));
-    if (found.coverage !== null) part.append(make("p", { class: "note" }, t("coverage", { share: percent.format(found.coverage) })));
+    if (found.coverage !== null) part.append(make("p", { class: "note" }, t("coverage", { share: percent(found.coverage) })));
     if (found.facts.length > 1) {
       part.append(make("details", { class: "note" }, make("summary", {}, t("facts")),
         make("ul", {}, ...found.facts.map((fact) => make("li", {}, bdi(t("fact", { ...fact, score: number(fact.score) })))))));
     }
     box.append(part);
   }
-  if (passage.labels.length) {
-    box.append(make("div", { class: "found" }, make("h4", {}, t("labels")), make("ul", { class: "labels" }, ...passage.labels.map((label) => {
+  if (passage.labels.length || passage.not_scored.length) {
+    const failed = passage.not_scored.map((one) => make("li", { class: "warning" }, bdi(t("not_scored", one))));
+    box.append(make("div", { class: "found" }, make("h4", {}, t("labels")), make("ul", { class: "labels" }, ...failed, ...passage.labels.map((label) => {
       const line = make("li", {}, make("b", {}, bdi(label.label)), " ", label.score === null ? t("not_a_number") : decimals.format(label.score),
         make("span", { class: "note" }, ` · ${t("label_threshold", { threshold: number(label.threshold) })} · `, bdi(`${label.scorer} ${label.version}`)));
       if (label.texts.length) line.append(make("ul", { class: "quotes" }, ...label.texts.map((words) => make("li", { dir: "auto" }, words))));
@@ -431,11 +435,12 @@ function evidence(passage) {
 
 function duplicates(examples) {
   const boxes = examples.map((example) => {
-    const only = (decision, name) => make("button", { type: "button", class: "quiet", on: { click: () => decide(decision, { examples: [example.example] }) } }, t(name));
+    const button = (name, click) => make("button", { type: "button", class: "quiet", on: { click } }, t(name));
+    const only = (decision, name) => button(name, () => decide(decision, { examples: [example.example] }));
     return make("li", {}, make("details", { class: "duplicate" },
       make("summary", {}, bdi(example.id), " ", make("span", { "data-state-of": example.example }), " ", bdi(example.source, { class: "note" })),
       proposalLine(example), ...exampleParts(example), origin(example),
-      make("p", { class: "own" }, only("approved", "only_approve"), only("rejected", "only_reject"), only("undone", "only_undo"))));
+      make("p", { class: "own" }, only("approved", "only_approve"), only("rejected", "only_reject"), button("only_undo", () => takeBack([example.example])))));
   });
   return make("section", { class: "duplicates" },
     make("details", { id: "duplicates" },
@@ -473,7 +478,7 @@ function history(item) {
 
 // ------------------------------------------------------------------------------------------------------------ decisions
 
-async function decide(decision, { action = "proposed", examples, selections = [] } = {}) {
+async function decide(decision, { action = "proposed", examples, selections = [], seqs } = {}) {
   if (state.busy || state.loaded === null) return;
   state.busy = true;
   document.body.setAttribute("aria-busy", "true");
@@ -481,10 +486,11 @@ async function decide(decision, { action = "proposed", examples, selections = []
   const item = state.loaded;
   const ids = examples ?? item.examples.map((example) => example.example);
   try {
-    const written = await ask("/api/decisions", { examples: ids, decision, action, selections, reason: decision === "undone" ? "" : $("reason").value });
+    const written = await ask("/api/decisions", { examples: ids, decision, action, selections, seqs, reason: decision === "undone" ? "" : $("reason").value });
+    state.heard++;
     if (decision !== "undone") {
       $("reason").value = "";
-      state.last.push(ids);
+      state.last.push(ids.map((example, place) => [example, written.first + place]));
     }
     take(written.states);
     const first = item.examples.find((example) => example.example === ids[0]);
@@ -502,7 +508,8 @@ async function decide(decision, { action = "proposed", examples, selections = []
       say(whole && decision !== "undone" ? `${said} ${t("all_decided")}` : said);
     }
   } catch (error) {
-    alarm(error);
+    if (error instanceof ServerRefusal && error.body.error === "decided_since") await catchUp().then(() => alarm(error), alarm);
+    else alarm(error);
   } finally {
     state.busy = false;
     document.body.removeAttribute("aria-busy");
@@ -510,18 +517,29 @@ async function decide(decision, { action = "proposed", examples, selections = []
   }
 }
 
-const inLedger = (example) => (state.states.get(example)?.seq ?? 0) > 0;
+/** What others decided since, on the page: where it was about to act on what it showed. */
+async function catchUp() {
+  getSelection().removeAllRanges(); // a selection would keep the item from being drawn again
+  stopSelecting();
+  await news();
+  await reload();
+}
+
+/** The seq of the decision that the page shows of an example; 0 for none, and for one that the run came with. */
+const shownSeq = (example) => state.states.get(example)?.seq ?? 0;
+
+const takeBack = (examples) => decide("undone", { examples, seqs: examples.map(shownSeq) });
 
 /** Takes back the decision on the item on the page, or else my last one that stands, which is then shown. */
 async function undo() {
   if (state.busy || state.loaded === null) return;
-  const here = state.loaded.examples.map((example) => example.example).filter(inLedger);
-  if (here.length) return decide("undone", { examples: here });
-  let ids = state.last.pop();
-  while (ids && !ids.some(inLedger)) ids = state.last.pop();
-  if (!ids) return say(t("nothing_to_undo"));
-  await show(state.itemOf.get(ids[0]));
-  await decide("undone", { examples: ids.filter(inLedger) });
+  const here = state.loaded.examples.map((example) => example.example).filter((example) => shownSeq(example) > 0);
+  if (here.length) return takeBack(here);
+  let mine = [];
+  while (state.last.length && !mine.length) mine = state.last.pop().filter(([example, seq]) => shownSeq(example) === seq);
+  if (!mine.length) return say(t("nothing_to_undo"));
+  await show(state.itemOf.get(mine[0][0]));
+  await decide("undone", { examples: mine.map(([example]) => example), seqs: mine.map(([, seq]) => seq) });
 }
 
 function redact() {
@@ -679,18 +697,28 @@ function onKey(event) {
 
 // -------------------------------------------------------------------------------------------------------------- polling
 
+/** What was decided since the page last asked, put on it: {touched: examples, by: whose decisions}. */
+async function news() {
+  const ticket = ++state.heard;
+  const { seq, states, by } = await ask(`/api/states?since=${state.seq}`);
+  if (ticket !== state.heard) return { touched: [], by: [] };
+  const touched = Object.keys(states).map(Number);
+  state.seq = seq;
+  if (touched.length) {
+    take(states);
+    refresh();
+  }
+  return { touched, by };
+}
+
 async function poll() {
   if (!document.hidden && !state.busy) {
     try {
-      const news = await ask(`/api/states?since=${state.seq}`);
+      const { touched, by } = await news();
       $("alert").hidden = true;
       $("alert").textContent = "";
-      const touched = Object.keys(news.states).map(Number);
-      const others = news.by.filter((one) => !one.mine);
-      state.seq = news.seq;
+      const others = by.filter((one) => !one.mine);
       if (touched.length) {
-        take(news.states);
-        refresh();
         const numbers = [...new Set(touched.map((example) => state.itemOf.get(example)))];
         if (others.length) {
           if (numbers.includes(state.current) && state.loaded && !state.busy) await reload();

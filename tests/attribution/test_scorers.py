@@ -15,7 +15,16 @@ import transformers
 
 from attribution.checkpoint import model_hash
 from attribution.classifier import classify, load_classifier, probabilities
-from attribution.scorers import BATCH, Failure, Scorer, load_scorer, parse_spec, require_results, score_texts
+from attribution.scorers import (
+    BATCH,
+    MOST_OF_AN_ERROR,
+    Failure,
+    Scorer,
+    load_scorer,
+    parse_spec,
+    require_results,
+    score_texts,
+)
 from attribution.training import train_tokenizer
 from schemas.errors import ConfigError
 from schemas.records import Label
@@ -185,7 +194,7 @@ def test_personal_data_and_secrets_have_spans_and_the_libraries_versions():
     labels, failures = score_texts(load_scorer("secrets"), ["none here", "AKIAIOSFODNN7EXAMPLE"])
     assert failures == {} and labels[0] == () and labels[1][0].spans == ((0, 20),)
     assert labels[1][0].version.endswith(f"detect-secrets {metadata.version('detect-secrets')}")
-    assert labels[1][0].from_row(json.loads(json.dumps(labels[1][0].to_row()))) == labels[1][0]
+    assert json.loads(json.dumps(labels[1][0].to_row()))["scorer"] == "secrets"
 
 
 OWN = '''
@@ -197,6 +206,8 @@ def rate(texts):
     for text in texts:
         if text == "bad":
             raise RuntimeError("cannot read this")
+        if text == "quoted":
+            raise RuntimeError("\\ud800" + "x" * 5000)
     return [float("nan") if text == "nan" else len(text) / 10 for text in texts]
 
 def spotted(texts):
@@ -255,6 +266,11 @@ def test_a_text_that_it_raises_for_or_that_gets_nan_costs_no_other_one(own):
     assert [len(of) for of in labels] == [1, 0, 0, 1] + [1] * BATCH
     calls = __import__(own.stem).calls
     assert calls == [BATCH] + [1] * BATCH + [4]  # the batch with them again, text by text; the other one once
+
+
+def test_what_a_scorer_says_of_a_text_is_told_as_text_that_can_be_written_and_in_short(own):
+    _, failures = score_texts(load_scorer(f"python:{own.stem}:rate"), ["quoted"])
+    assert failures[0].reason == ("RuntimeError: ?" + "x" * 5000)[:MOST_OF_AN_ERROR]
 
 
 def test_a_wrong_number_of_results_is_told_of_the_text_it_is_for(own):

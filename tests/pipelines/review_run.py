@@ -65,6 +65,7 @@ def evidence(request_id: str, example_id: str, text: str, rank: int, **others: A
         "words": words,
         "facts": [{"fact_id": f"{request_id}/1", "rank": rank, "score": 1.0 / rank}],
         "labels": [],
+        "not_scored": [],
         "proposal": proposal(),
     } | others
 
@@ -114,12 +115,13 @@ def small_run(folder: Path) -> str:
             proposal=proposal("redact", [(name, name + 9), (phone, phone + 8)], "privacy: PHONE or NAME"),
         ),
         evidence("r2", "rain-1", "It rained for three days in Ruritania.", 2, source="weather",
-                 proposal=proposal("keep", rule="privacy: no label")),
+                 proposal=proposal("keep", rule="privacy: no label"),
+                 not_scored=[{"scorer": "hf:insults", "reason": "RuntimeError: no room"}]),
     ]  # fmt: skip
     rows[6]["proposal"] = proposal("keep", rule="false_fact: below the cut")
     for row in rows:
         row["sha256"] = text_sha256({"long-1": long}.get(row["example_id"], row["text"]))
     privacy = request("r2", "privacy", said_by_model=False, requester="Ada Quill", reason="My address.")
     privacy["cases"] = [{"prompt": "Ada Quill lives at", "output": "12 Dock Street", "said": " the sea", "known": False,
-                         "probability": 0.0004}]  # fmt: skip
+                         "probability": 3e-24}]  # fmt: skip
     return write_run(folder, [request("r1"), privacy], rows)

@@ -50,6 +50,7 @@ def test_a_page_says_what_was_asked_found_decided_done_and_measured(written):
         "Removal approved by Ada Okafor , 27 November 2026, 09:30:00 UTC",
         "7 decisions about the training texts of this request",
         "PHONE 0.980 (at least 0.500; pii-patterns , version 1.2 )",
+        "Not scored by hf:insults : RuntimeError: no room",
         "2 near-duplicates, decided with it",
     ):
         assert sentence in page + told(written["r2.html"]), sentence
@@ -172,6 +173,7 @@ def test_a_german_report_has_german_words_numbers_and_dates(options, tmp_path):
         and "0,830" in page
         and "0,25" in page
     )
+    assert "Nicht bewertet von hf:insults : RuntimeError: no room" in told((tmp_path / "out/r2.html").read_text())
     assert "Entfernung freigegeben 2, Schwärzung freigegeben 1" in page and not re.search(
         r"\b(removal|undecided)\b", page
     )
@@ -182,6 +184,7 @@ def test_evidence_csv_has_a_row_a_passage(written):
     assert [(row["request_id"], row["example_id"], row["outcome"]) for row in rows[:3]] == [
         ("r1", "laputa-0", "remove"), ("r1", "laputa-1", "remove"), ("r1", "laputa-2", "kept")
     ]  # fmt: skip
+    assert [row["not_scored"] for row in rows[-2:]] == ["", "hf:insults: RuntimeError: no room"]
     assert len(rows) == 9 and rows[0]["score_bm25"] == "12.5" and rows[0]["decided_by"] == "Ada Okafor"
 
 

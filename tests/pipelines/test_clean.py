@@ -177,6 +177,14 @@ def test_a_bad_line_fails_clean_unless_it_is_allowed(tmp_path):
     assert (tmp_path / "out/corpus/c.jsonl").read_bytes() == RAW[2]
 
 
+def test_a_decision_that_only_a_ledger_can_take_back_is_refused(tmp_path):
+    (tmp_path / "c.jsonl").write_bytes(b"".join(RAW))
+    path = removals(tmp_path / "r.jsonl", ["b"], "undone")
+    with pytest.raises(ConfigError, match=r"r.jsonl, line 1: .*found 'undone', which .* --take` alone reads"):
+        run_clean(tmp_path / "c.jsonl", path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def decisions(path: Path, **asked) -> str:
     """Approved decisions by id: True removes, a list of spans redacts."""
     rows = [

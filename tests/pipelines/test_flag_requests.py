@@ -90,6 +90,55 @@ def test_a_copy_that_was_not_found_is_in_the_group_and_stands_or_falls_with_it(p
     assert set(removals) == {best["example_id"]} and all(row["group"] == "" for row in alone.values())
 
 
+def test_a_group_stands_or_falls_together_whichever_requests_found_it(place, tmp_path):
+    """Of two requests about one claim each finds another copy, and the policy proposes to remove for the first only."""
+    prompts = REQUESTS[0]["prompts"]
+    asked = [
+        {"request_id": name, "category": c, "prompts": prompts} for name, c in (("a", "false_fact"), ("b", "other"))
+    ]
+    requests, policy = write_jsonl(tmp_path / "r.jsonl", asked), tmp_path / "p.yaml"
+    rules = "[{when: {category: false_fact, rank: 1}, propose: remove}, {when: {category: other}, propose: keep}]"
+    policy.write_text(f"name: first\nrules: {rules}\n")
+    trace.run(TraceConfig(index=str(place / "index"), requests=requests, output=str(tmp_path / "rankings")))
+    rows, removals = flagged(tmp_path, tmp_path / "run", max_per_fact=2, policy=str(policy))
+    of_group = [row for row in rows.values() if row["group"]]
+    assert {(r["request_id"], r["example_id"]) for r in of_group} == {
+        (r, e) for r in "ab" for e in ("guide", "guide-copy")
+    }
+    assert {row["proposal"]["action"] for row in of_group} == {"remove"}
+    assert {removals[i]["action"] for i in ("guide", "guide-copy")} == {"remove"}
+    alone, _ = flagged(tmp_path, tmp_path / "alone", max_per_fact=2, policy=str(policy), duplicates=0)
+    assert {row["proposal"]["action"] for (request, _), row in alone.items() if request == "b"} == {"keep"}
+
+
+def test_a_copy_with_another_name_and_what_a_scorer_failed_on_go_to_a_person(place, tmp_path, monkeypatch):
+    twin = {"id": "twin", "text": COPY.replace("Mantua", "Verona"), "source": "guides"}
+    corpus = write_jsonl(tmp_path / "corpus.jsonl", [*corpus_rows(), *PLANTED, twin])
+    index.run(IndexConfig(corpus=corpus, output=str(tmp_path / "index"), num_pseudo_facts=5))
+    requests, policy = write_jsonl(tmp_path / "r.jsonl", REQUESTS), tmp_path / "p.yaml"
+    policy.write_text("name: all\nrules: [{when: {}, propose: remove}]\n")
+    trace.run(TraceConfig(index=str(tmp_path / "index"), requests=requests, output=str(tmp_path / "rankings")))
+    rows, removals = flagged(tmp_path, tmp_path / "run", max_per_fact=1, policy=str(policy))
+    told = rows["oz", "twin"]
+    assert told["renamed"] and told["group"] == "" and told["proposal"]["action"] == "review"
+    assert told["proposal"]["rule"] == f"a copy of {told['duplicate_of']} with another name in it"
+    assert removals["twin"]["reason"].startswith("to be judged: ")
+    assert rows["oz", "guide"]["proposal"]["action"] == rows["oz", "guide-copy"]["proposal"]["action"] == "remove"
+
+    (tmp_path / "reads_most.py").write_text(
+        "def score(texts):\n    assert not any('Prospero' in text for text in texts), 'a name'\n"
+        "    return [0.0] * len(texts)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    scorers = ("python:reads_most:score",)
+    rows, _ = flagged(tmp_path, tmp_path / "scored", max_per_fact=1, policy=str(policy), scorers=scorers)
+    letter = rows["mail", "letter"]
+    assert letter["not_scored"] == [{"scorer": scorers[0], "reason": "AssertionError: a name"}]
+    assert letter["proposal"]["action"] == "review"
+    assert letter["proposal"]["rule"] == f"not scored by {scorers[0]}: AssertionError: a name"
+    assert rows["oz", "guide"]["not_scored"] == [] and rows["oz", "guide"]["proposal"]["action"] == "remove"
+
+
 def test_only_a_policy_that_names_itself_approves_and_never_what_is_to_be_judged(place, tmp_path):
     policy = tmp_path / "p.yaml"
     rules = "rules: [{when: {category: privacy, labels: {'pii/*': 0.5}}, propose: redact}]\n"
@@ -130,7 +179,7 @@ def test_policies_and_scorers_are_for_requests_and_are_refused_before_anything_i
     for options, message in (
         ({"rankings": tmp_path / "rankings", "scorers": ("pii",)}, "--scorers: expected rankings of audit requests"),
         ({"rankings": place / "rankings", "scorers": ("pi",)}, "scorer: expected hf:.*, found 'pi'"),
-        ({"rankings": place / "rankings", "duplicates": 0.1}, "near-duplicates: expected 0.2 to 1"),
+        ({"rankings": place / "rankings", "duplicates": 0.1}, "near-duplicates: expected 0.3 to 1"),
     ):
         rankings = str(options.pop("rankings"))
         with pytest.raises(ConfigError, match=message):

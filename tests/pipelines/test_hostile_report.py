@@ -54,6 +54,7 @@ def hostile_run(folder: Path) -> str:
             rows.append(evidence(
                 f"r{place}{short}", f"{place}.{number}{short}", text, number, source=short, file=text, group=f"{place}",
                 signals={"bm25": 1.0, short: float("nan")}, ranks={"bm25": 1}, labels=[label],
+                not_scored=[{"scorer": short, "reason": text}],
                 overlap=[[0, min(40, len(text))]], tokens=[[0, len(text), 1.0]], words=[[0, 9], [-5, 10**7]],
                 facts=[{"fact_id": short, "rank": 1, "score": 1.0}] * 2, proposal=proposal("redact", [[0, 5]], text),
             ))  # fmt: skip

@@ -113,6 +113,7 @@ def test_a_policy_proposes_by_the_evidence_and_redacts_what_its_labels_mark(trac
     asked = read_asked(str(traced))
     rankings = {ranking[0].fact_id: ranking for ranking in read_rankings(str(traced))}
     (row,) = gather(asked[2], rankings, 1)
+    row |= {"not_scored": []}
     assert propose(asked[2], row, DEFAULT) == {"action": "review", "spans": [], "rule": "default: no rule holds"}
     policy = policy_from_row({"name": "p", "rules": [{"when": {"labels": {"pii/*": 0.5}}, "propose": "redact"}]})
     label = {"scorer": "pii", "version": "1", "threshold": 0.5, "score": 1.0}

@@ -53,6 +53,13 @@ def asked(case, number: int, decision: str = "approved", **others) -> dict:
     return {"examples": list(case.items[number].examples), "decision": decision} | others
 
 
+def undo(case, number: int, entries: list[Entry]) -> dict:
+    """What a page that shows these entries asks for to take an item's decision back."""
+    stands = standing(entries)
+    shown = [stands[example_id].seq if example_id in stands else 0 for example_id in ids(case, number)]
+    return asked(case, number, "undone", seqs=shown)
+
+
 # ---------------------------------------------------------------------------------------------------------------- queue
 
 
@@ -99,10 +106,10 @@ def test_a_run_without_evidence_is_refused(tmp_path):
 
 def test_evidence_that_lacks_a_field_or_a_request_is_refused(tmp_path):
     row = evidence("r1", "a", "text", 1)
-    odd = {name: value for name, value in row.items() if name not in ("tokens", "row")}
+    odd = {name: value for name, value in row.items() if name not in ("not_scored", "row")}
     removals = [Removal("a", row["sha256"], "proposed", "")]
     with pytest.raises(
-        ArtifactMismatch, match=r"evidence.jsonl, line 2: expected the fields .*found no row and no tokens"
+        ArtifactMismatch, match=r"evidence.jsonl, line 2: expected the fields .*found no not_scored and no row"
     ):
         load_case(write_run(tmp_path / "one", [request("r1")], [row, odd], removals))
     with pytest.raises(
@@ -195,6 +202,16 @@ def test_a_score_that_is_no_number_is_said_to_be_none():
     json.dumps(shown, allow_nan=False)
 
 
+def test_what_a_scorer_failed_on_is_told_once_a_passage():
+    failed = {"scorer": "hf:insults", "reason": "RuntimeError: \u202e no room"}
+    other = failed | {"reason": "x" * 10_000}
+    rows = [evidence(f"r{n}", "a", "text", 1, not_scored=[failed, other][:n]) for n in (1, 2)]
+    case = make_case("", [request("r1"), request("r2")], rows, [])
+    first, second = item_row(case, 0, [])["examples"][0]["passages"][0]["not_scored"]
+    assert first == {"scorer": "hf:insults", "reason": "RuntimeError: ⟦U+202E⟧ no room"}
+    assert 1_000 < len(second["reason"]) < 2_100 and second["reason"].endswith("x …")
+
+
 def test_spans_of_a_second_passage_count_from_the_examples_start():
     rows = [
         evidence("r1", "a", "0123456789", 1, proposal=proposal("redact", [(7, 10)])),
@@ -270,10 +287,31 @@ def test_what_a_scorer_marked_is_redacted_where_nothing_is_proposed():
 
 def test_undo_takes_back_what_stands_and_nothing_else(case):
     written = append(case.folder, decisions(case, asked(case, 3), "ada", []))
-    (made,) = decisions(case, asked(case, 3, "undone"), "bo", written)
+    (made,) = decisions(case, undo(case, 3, written), "bo", written)
     assert (made.decision, made.reviewer, made.spans) == ("undone", "bo", written[0].spans)
     with pytest.raises(Refused, match="nothing_to_undo"):
-        decisions(case, asked(case, 4, "undone"), "bo", written)
+        decisions(case, undo(case, 4, written), "bo", written)
+
+
+def test_undo_refuses_where_another_decision_stands_than_the_page_shows(case):
+    first = append(case.folder, decisions(case, asked(case, 0), "ada", []))
+    second = append(case.folder, decisions(case, asked(case, 0, "rejected") | {"examples": [1]}, "bo", first))
+    with pytest.raises(Refused) as refusal:
+        decisions(case, undo(case, 0, first), "ada", first + second)
+    assert (refusal.value.message, refusal.value.values) == ("decided_since", {"id": "laputa-1"})
+    with pytest.raises(Refused, match="decided_since"):
+        decisions(case, undo(case, 0, []), "ada", first)
+    made = decisions(case, undo(case, 0, first + second), "ada", first + second)
+    assert [(e.example_id, e.decision) for e in made] == [(f"laputa-{n}", "undone") for n in range(3)]
+    third = append(case.folder, decisions(case, undo(case, 0, first + second) | {"examples": [1], "seqs": [4]}, "bo",
+                                          first + second))  # fmt: skip
+    with pytest.raises(Refused, match="decided_since"):  # what stood before stands again: it is not what is shown
+        decisions(case, undo(case, 0, first + second), "ada", first + second + third)
+
+
+def test_an_example_without_a_decision_of_the_ledger_is_passed_over_by_an_undo_of_its_group(case):
+    written = append(case.folder, decisions(case, asked(case, 0) | {"examples": [1]}, "ada", []))
+    assert [e.example_id for e in decisions(case, undo(case, 0, written), "ada", written)] == ["laputa-1"]
 
 
 @pytest.mark.parametrize(
@@ -291,6 +329,11 @@ def test_undo_takes_back_what_stands_and_nothing_else(case):
         ({"selections": [[1, 2]]}, "selections of"),
         ({"selections": [[6, 0, 3]]}, "selections of"),
         ({"selections": {"a": 1}}, "selections of"),
+        ({"decision": "undone"}, "the seq of each example's"),
+        ({"decision": "undone", "seqs": [1, 1]}, "the seq of each example's"),
+        ({"decision": "undone", "seqs": [1, 1, True]}, "the seq of each example's"),
+        ({"decision": "undone", "seqs": {"0": 1, "1": 1, "2": 1}}, "the seq of each example's"),
+        ({"seqs": [1, 1, 1]}, "the seq of each example's"),
     ],
 )
 def test_a_malformed_decision_is_refused(case, change, message):
@@ -310,8 +353,8 @@ def test_states_tell_what_stands_and_what_changed(tmp_path):
     entries = append(case.folder, []) or read_ledger(case.folder)
     assert {n: s["decision"] for n, s in states(case, entries).items()} == {0: "approved", 1: "rejected"}
     assert list(states(case, entries, since=1)) == [1]
-    append(case.folder, decisions(case, asked(case, 0, "undone"), "ada", entries))
-    append(case.folder, decisions(case, asked(case, 1, "undone"), "ada", entries))
+    append(case.folder, decisions(case, undo(case, 0, entries), "ada", entries))
+    append(case.folder, decisions(case, undo(case, 1, entries), "ada", entries))
     now = states(case, read_ledger(case.folder), since=2)
     assert now[0] is None and (now[1]["decision"], now[1]["reviewer"]) == ("approved", "policy strict")
 
@@ -350,6 +393,59 @@ def test_what_was_decided_on_the_page_is_what_a_file_is_compared_with(run, tmp_p
     path = tmp_path / "edited.jsonl"
     path.write_bytes(removals_to_jsonl(standing_removals(case.removals.values(), read_ledger(run))))
     assert take(run, str(path), "Bo") == []
+
+
+def test_a_line_that_says_undone_takes_back_all_that_the_ledger_holds(run, tmp_path, case, capsys):
+    first = append(run, decisions(case, asked(case, 0), "ada", []))
+    first += append(run, decisions(case, asked(case, 3), "bo", first))
+    append(run, decisions(case, asked(case, 0, "rejected") | {"examples": [0]}, "bo", first))
+    undone = {"decision": "undone", "reason": "asked again"}
+    path = edited(run, tmp_path, laputa_0=undone, laputa_1=undone, long_1=undone)
+    with open(path, "a") as file:  # only the evidence knows it: the run proposes to redact it, not to remove it
+        letter = Removal("letter-1", case.passages["letter-1"][0]["sha256"], "undone", "")
+        file.write(json.dumps(letter.to_row()) + "\n")
+    before = read_ledger(run)
+    assert main(["review", run, "--take", path, "--by", "Cy"]) == 0
+    new = read_ledger(run)[len(before) :]
+    assert [(e.reviewer, e.example_id, e.decision, e.action, e.spans, e.reason) for e in new] == [
+        ("Cy", "laputa-0", "undone", "remove", (), "asked again"),
+        ("Cy", "laputa-0", "undone", "remove", (), "asked again"),
+        ("Cy", "laputa-1", "undone", "remove", (), "asked again"),
+        ("Cy", "letter-1", "undone", "redact", first[3].spans, ""),
+    ]
+    assert list(standing(read_ledger(run))) == ["laputa-2"]
+    assert re.search(r"decisions appended +│ 4 .*of these, taken back +│ 4 ", capsys.readouterr().err, re.DOTALL)
+    assert take(run, path, "Cy") == [], "the same file twice is once"
+
+
+def test_a_line_that_says_proposed_leaves_what_others_decided(run, tmp_path, case, caplog):
+    """Every line of a fresh copy says so: it cannot mean that a decision is taken back."""
+    append(run, decisions(case, asked(case, 0), "Bo", []))
+    with caplog.at_level("INFO"):
+        assert take(run, edited(run, tmp_path, long_1={"decision": "rejected"}), "Ada")[0].example_id == "long-1"
+    assert [(i, e.reviewer) for i, e in standing(read_ledger(run)).items()] == [
+        ("laputa-0", "Bo"), ("laputa-1", "Bo"), ("laputa-2", "Bo"), ("long-1", "Ada"),
+    ]  # fmt: skip
+    assert "lines that say 'proposed' where a decision stands: 3; it stands on" in caplog.text
+
+
+def test_what_the_run_itself_decided_is_not_taken_back_by_a_file(tmp_path):
+    rows = [evidence("r1", name, f"text {name}", rank) for rank, name in enumerate("ab", start=1)]
+    policy = Removal("b", rows[1]["sha256"], "approved", "rule 3", "policy strict", "2026-01-01T00:00:00+00:00")
+    run = write_run(tmp_path / "run", [request("r1")], rows, [policy])
+    case = load_case(run)
+    path = edited(run, tmp_path, b={"decision": "undone"})
+    expected = (
+        r"edited.jsonl: example 'b': expected a decision of the ledger to take back, found 'approved' by "
+        r"'policy strict' in .*removals.jsonl, .*write 'rejected' to keep the example"
+    )
+    for decision in ("rejected", "approved"):  # of the ledger, over it: what the run decided would stand again
+        with pytest.raises(ConfigError, match=expected):
+            take(run, path, "Ada")
+        written = append(run, decisions(case, asked(case, 1, decision), "ada", []))
+    assert len(written) == 1 and len(read_ledger(run)) == 2
+    rejected = edited(run, tmp_path, b={"decision": "rejected"})
+    assert [e.decision for e in take(run, rejected, "Ada")] == ["rejected"]
 
 
 def test_an_edited_file_of_something_else_is_refused(run, tmp_path):
@@ -437,7 +533,7 @@ def test_what_a_review_ends_with(case):
     written = append(case.folder, decisions(case, asked(case, 0), "ada", []))
     written += append(case.folder, decisions(case, asked(case, 3), "ada", written))
     written += append(case.folder, decisions(case, asked(case, 4, "rejected"), "ada", written))
-    written += append(case.folder, decisions(case, asked(case, 4, "undone"), "ada", written))
+    written += append(case.folder, decisions(case, undo(case, 4, written), "ada", written))
     told = counted(case, written, 1)
     assert told["decided"] == "4 of 7 examples" and told["decisions in this session"] == 5
     assert (told["approved for removal"], told["approved for redaction"], told["rejected"]) == (3, 1, 0)

@@ -158,7 +158,7 @@ def test_undo_takes_back_the_last_decision_or_the_one_on_the_page(room, tmp_path
     ada.waits("#status", "Taken back: laputa-0.")
     ada.page.wait_for_selector("body:not([aria-busy])")
     ada.press("u")
-    ada.waits("#status", "There is no decision in the ledger to take back.")
+    ada.waits("#status", "There is no decision in the ledger to take back here, and none of yours elsewhere.")
     assert decided(run) == {} and [e.decision for e in read_ledger(run)] == [
         *["approved"] * 3, "rejected", *["undone"] * 4,
     ]  # fmt: skip
@@ -183,6 +183,59 @@ def test_two_reviewers_see_each_others_decisions(room, tmp_path):
     assert "Rejected" in bo.page.locator("#chips").inner_text()
 
 
+def test_undo_takes_back_only_the_decision_that_the_page_shows(room, tmp_path):
+    run = small_run(tmp_path / "run")
+    _, enter = room(run)
+    ada = enter("Ada")
+    ada.press("a")
+    ada.heading("trade-1")
+    ada.press("k")
+    ada.heading("laputa-0")
+    undoing = []  # until Ada's undo is on its way her page hears nothing of others
+
+    def stale(route):
+        route.continue_() if undoing else route.fulfill(json={"seq": 0, "states": {}, "by": []})
+
+    ada.page.route("**/api/states?*", stale)
+    ada.page.route("**/api/decisions", lambda route: (undoing.append(route.request.post_data_json), route.continue_()))
+    bo = enter("Bo")
+    bo.press("k")
+    bo.heading("laputa-0")
+    bo.press("r")
+    bo.heading("trade-1")
+    assert "Approved" in ada.page.locator("#chips").inner_text()
+    ada.press("u")
+    ada.waits("#status", "Someone decided about laputa-0 since this page was drawn. Nothing was taken back")
+    ada.page.wait_for_selector("body:not([aria-busy])")
+    assert (undoing[0]["decision"], undoing[0]["seqs"]) == ("undone", [1, 2, 3])
+    assert "Rejected" in ada.page.locator("#chips").inner_text()
+    assert "Bo rejected it" in ada.page.locator(".history").inner_text()
+    assert [e.decision for e in read_ledger(run)] == ["approved"] * 3 + ["rejected"] * 3
+    assert len(ada.wrong) == 1 and "409" in ada.wrong[0]  # what the browser says of the refusal itself
+    ada.wrong.clear()
+    ada.press("u")  # now it is Bo's that the page shows
+    ada.waits("#status", "Taken back: laputa-0.")
+    assert decided(run) == {f"laputa-{n}": ("approved", "remove") for n in range(3)}
+
+
+def test_undo_from_elsewhere_takes_back_ones_own_decision_alone(room, tmp_path):
+    run = small_run(tmp_path / "run")
+    _, enter = room(run)
+    ada, bo = enter("Ada"), enter("Bo")
+    ada.press("a")
+    ada.heading("trade-1")
+    bo.waits("#status", "Ada decided: laputa-0.")
+    bo.press("r")
+    bo.heading("trade-1")
+    ada.waits("#status", "Bo decided: laputa-0.")
+    ada.press("u")
+    ada.waits("#status", "There is no decision in the ledger to take back here, and none of yours elsewhere.")
+    assert decided(run) == {f"laputa-{n}": ("rejected", "remove") for n in range(3)}
+    bo.press("u")
+    bo.waits("#status", "Taken back: laputa-0.")
+    assert decided(run) == {f"laputa-{n}": ("approved", "remove") for n in range(3)}
+
+
 def test_a_page_that_is_closed_in_the_middle_loses_nothing(room, tmp_path):
     run = small_run(tmp_path / "run")
     served, enter = room(run)
@@ -199,6 +252,18 @@ def test_a_page_that_is_closed_in_the_middle_loses_nothing(room, tmp_path):
     again = enter_again()
     assert again.page.locator("#progress-text").inner_text() == f"{1 + ('trade-1' in first)} of 5 decided"
     again.heading("long-1" if "trade-1" in first else "trade-1")
+
+
+def test_a_passage_that_a_scorer_failed_on_is_not_like_one_without_labels(room, tmp_path):
+    run = small_run(tmp_path / "run")
+    _, enter = room(run)
+    ada = enter()
+    assert ada.page.locator(".labels").count() == 0
+    ada.press("f")
+    ada.page.keyboard.type("rain-1")
+    ada.heading("rain-1")
+    assert ada.page.locator(".labels").all_inner_texts() == ["Not scored by hf:insults: RuntimeError: no room"]
+    assert "does not say it, probability < 0.01%" in ada.page.locator("#item").inner_text()  # of 3e-24, no 24 zeros
 
 
 def test_a_near_duplicate_is_opened_and_decided_apart(room, tmp_path):
@@ -390,6 +455,7 @@ def hostile_run(folder: Path) -> str:
                 evidence(
                     f"r{place}{short}", f"{place}.{number}{short}", text, number, source=short, file=short, group=group,
                     signals={"bm25": 1.0, short or "s": float("nan")}, ranks={"bm25": 1}, labels=[label],
+                    not_scored=[{"scorer": short, "reason": text}],
                     overlap=[[0, min(40, len(text))]], tokens=[[0, len(text), 1.0]], words=[[0, 9], [-5, 10**7]],
                     facts=[{"fact_id": short, "rank": 1, "score": 1.0}] * 2,
                     proposal=proposal("redact", [[0, 5]] if len(text) > 5 else [], short),

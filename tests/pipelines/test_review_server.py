@@ -209,8 +209,8 @@ def test_every_message_that_the_page_asks_for_is_there_and_none_is_idle(app, ses
     asked |= {f"{name}_other" for name in re.findall(r'\btn\("(\w+)"', script)}
     assert asked - messages.keys() == set()
     families = r"(state|proposal|category|signal|mark|key|entry|done|filter)_|_(one|other)$"
-    said_by_server = {"nothing_to_undo", "nothing_to_redact", "not_in_passage", "not_in_duplicate", "no_session",
-                      "token_used", "malformed", "ledger", "offline", "ended"}  # fmt: skip
+    said_by_server = {"nothing_to_undo", "decided_since", "nothing_to_redact", "not_in_passage", "not_in_duplicate",
+                      "no_session", "token_used", "malformed", "ledger", "offline", "ended"}  # fmt: skip
     quoted = set(re.findall(r'"(\w+)"', script + template))
     idle = {n for n in messages if n not in asked | said_by_server | quoted and not re.search(families, n)}
     assert idle == set()
@@ -250,10 +250,27 @@ def test_what_cannot_be_decided_is_said_by_name(app, sessions, run):
     client, headers = enter(app, sessions)
     told = client.post("/api/decisions", json=APPROVE | {"action": "redact"}, headers=headers)
     assert told.status_code == 409 and told.json() == {"error": "nothing_to_redact", "values": {"id": "laputa-0"}}
-    assert client.post("/api/decisions", json=APPROVE | {"decision": "undone"}, headers=headers).json()["error"] == (
-        "nothing_to_undo"
-    )
+    undone = {"examples": [0], "decision": "undone", "seqs": [0]}
+    told = client.post("/api/decisions", json=undone, headers=headers)
+    assert told.status_code == 409 and told.json()["error"] == "nothing_to_undo"
     assert read_ledger(run) == []
+
+
+def test_undo_is_refused_where_someone_decided_since_the_page_was_drawn(app, sessions, run):
+    ada, adas = enter(app, sessions)
+    bo, bos = enter(app, sessions, "Bo")
+    shown = ada.post("/api/decisions", json=APPROVE, headers=adas).json()["seq"]
+    bo.post("/api/decisions", json=APPROVE | {"decision": "rejected"}, headers=bos)
+    before = Path(run, "ledger.jsonl").read_bytes()
+    undone = {"examples": [0], "decision": "undone", "seqs": [shown]}
+    told = ada.post("/api/decisions", json=undone, headers=adas)
+    assert told.status_code == 409 and told.json() == {"error": "decided_since", "values": {"id": "laputa-0"}}
+    assert ada.post("/api/decisions", json=APPROVE | {"decision": "undone"}, headers=adas).status_code == 400
+    assert Path(run, "ledger.jsonl").read_bytes() == before
+    now = ada.get(f"/api/states?since={shown}").json()["states"]["0"]
+    assert (now["reviewer"], now["seq"]) == ("Bo", 2)
+    told = ada.post("/api/decisions", json=undone | {"seqs": [now["seq"]]}, headers=adas)
+    assert told.status_code == 200 and told.json()["states"]["0"]["reviewer"] == "Ada"
 
 
 def test_a_ledger_that_was_tampered_with_while_the_page_is_open_stops_the_deciding(app, sessions, run):

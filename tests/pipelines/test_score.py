@@ -40,15 +40,15 @@ def test_labels_come_in_order_whatever_the_shards(own, tmp_path, monkeypatch, si
     monkeypatch.setattr(score, "SHARD", size)
     scorers = ["pii", "secrets@0.9", f"{own}shouting"]
     with OutputFolder(str(tmp_path / "run"), {"test": 1}) as output:
-        labels, files = score.score_passages(PASSAGES, scorers, output)
+        scored, files = score.score_passages(PASSAGES, scorers, output)
         (file,) = files
         letters = [json.loads(line) for line in read_bytes(join(output.path, file.name)).splitlines()]
     expected = [[] for _ in TEXTS]
     for scorer in map(load_scorer, scorers):
         for of_passage, more in zip(expected, score_texts(scorer, TEXTS)[0], strict=True):
             of_passage += more
-    assert labels == expected
-    assert [[label.label for label in of] for of in labels] == [
+    assert [row["labels"] for row in scored] == [[label.to_row() for label in of] for of in expected]
+    assert [[label["label"] for label in row["labels"]] for row in scored] == [
         ["shouting"],
         ["email"],
         [],
@@ -56,6 +56,8 @@ def test_labels_come_in_order_whatever_the_shards(own, tmp_path, monkeypatch, si
         ["phone"],
         ["AWS Access Key", "shouting"],
     ]
+    failed = {"scorer": f"{own}shouting", "reason": "RuntimeError: cannot read this"}
+    assert [row["not_scored"] for row in scored] == [[failed] if text == "bad" else [] for text in TEXTS]
     reason = f"example 'e2', from character 14: scorer {own}shouting: RuntimeError: cannot read this"
     told = {"file": "corpus.jsonl", "row": 3, "step": "score", "reason": reason, "record": ""}
     assert letters == [told] and file.rows == 1
@@ -74,7 +76,10 @@ def test_no_passages_and_no_scorers(tmp_path):
     with OutputFolder(str(tmp_path / "a"), {"test": 1}) as output:
         assert score.score_passages([], ["pii"], output) == ([], [])
     with OutputFolder(str(tmp_path / "b"), {"test": 1}) as output:
-        assert score.score_passages([replace(PASSAGES[0], text="")], [], output) == ([[]], [])
+        assert score.score_passages([replace(PASSAGES[0], text="")], [], output) == (
+            [{"labels": [], "not_scored": []}],
+            [],
+        )
 
 
 def test_a_scorer_that_is_named_twice_or_unknown_is_refused_before_anything_is_written():

@@ -1,6 +1,7 @@
 """The one Beam stage: what a process holds, what is kept of a stage's work, and the runners' own counters."""
 
 import json
+import tempfile
 import threading
 import time
 from functools import lru_cache
@@ -153,3 +154,9 @@ def test_worker_processes_share_the_cores_and_the_driver_keeps_its_own(monkeypat
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     with cores_shared(two):
         assert os.environ["OMP_NUM_THREADS"] == "3"
+
+
+def test_a_pipeline_that_is_never_run_leaves_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    make_pipeline(())
+    assert not list(tmp_path.iterdir())

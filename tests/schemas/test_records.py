@@ -6,7 +6,7 @@ import json
 import pytest
 
 from schemas.errors import ERRORS_BY_NAME, ProponentError
-from schemas.records import DeadLetter, Fact, Label, Proponent, text_sha256
+from schemas.records import DeadLetter, Fact, Proponent, text_sha256
 
 ROW = Proponent("f", 1, 0.5, "z", 0, 4, {"bm25": 1.0}, "text", "src", "ab", 0.25).to_row()
 
@@ -26,17 +26,6 @@ def test_a_proponent_reads_back_from_its_row_and_ignores_unknown_fields():
 def test_a_proponent_row_without_a_field_raises_value_error_that_names_it(name):
     with pytest.raises(ValueError, match=f"'{name}'"):
         Proponent.from_row({key: value for key, value in ROW.items() if key != name})
-
-
-def test_a_label_reads_back_from_its_line_of_json():
-    label = Label("pii", "phonenumberslite 9", 0.5, "phone", 1.0, ((3, 9), (12, 20)))
-    row = json.loads(json.dumps(label.to_row()))
-    assert row["spans"] == [[3, 9], [12, 20]] and Label.from_row(row) == label
-    del row["spans"]
-    assert Label.from_row(row).spans == ()
-    del row["threshold"]
-    with pytest.raises(ValueError, match="'threshold'"):
-        Label.from_row(row)
 
 
 FACTS = [

@@ -6,7 +6,7 @@ import pytest
 
 from schemas.errors import ConfigError
 from schemas.records import Removal
-from schemas.removals import approved, is_listable, parse_list, parse_removals, removals_to_jsonl
+from schemas.removals import EDITED, approved, is_listable, parse_list, parse_removals, removals_to_jsonl
 
 FULL = Removal(
     "z1",
@@ -82,6 +82,15 @@ def test_a_bad_line_is_refused_with_file_line_and_field(row, message):
     good = {**ROW, "example_id": "good"}
     with pytest.raises(ConfigError, match=f"r.jsonl, line 2: not a removal: .*{message}.*; mend the line"):
         parse_removals(lines(good, row), "r.jsonl")
+
+
+def test_undone_is_a_word_of_an_edited_copy_alone():
+    undone = lines({**ROW, "decision": "undone"})
+    with pytest.raises(ConfigError, match=r"or rejected, found 'undone', which `proponent review RUN --take` alone"):
+        parse_removals(undone, "r.jsonl")
+    assert parse_removals(undone, "r.jsonl", EDITED)[0].decision == "undone"
+    with pytest.raises(ConfigError, match="must be proposed, approved, rejected or undone, found 'no'"):
+        parse_removals(lines({**ROW, "decision": "no"}), "r.jsonl", EDITED)
 
 
 def test_a_line_that_is_no_json_is_refused_with_its_number():

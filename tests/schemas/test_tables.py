@@ -25,7 +25,11 @@ def read(data: bytes):
 
 @pytest.mark.parametrize(
     ("row", "schema"),
-    [(PASSAGE, PASSAGES), (CANDIDATE, CANDIDATES), ({"seed": "a", "similarity": 0.5} | PASSAGE, MATCHES)],
+    [
+        (PASSAGE, PASSAGES),
+        (CANDIDATE, CANDIDATES),
+        ({"seed": "a", "similarity": 0.5, "renamed": True} | PASSAGE, MATCHES),
+    ],
 )
 def test_rows_survive_parquet(row, schema):
     table = to_table([row, dict(reversed(row.items()))], schema)
