@@ -39,6 +39,7 @@ setup(
         "pyarrow>=18,<26",
         "PyStemmer>=3.0,<4",
         "python-stdnum>=2.2,<3",
+        "rapidfuzz>=3.9,<4",
         "rich>=13,<16",
         "safetensors>=0.5,<1",
         "tokenizers>=0.22,<1",

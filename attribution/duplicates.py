@@ -31,6 +31,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from datasketch import MinHash, MinHashLSH
+from rapidfuzz.distance import OSA
 
 from attribution.bm25 import Statistics, Tokenize
 from attribution.evidence import FUNCTION_WORDS
@@ -109,21 +110,9 @@ def similarity(a: Form, b: Form, rarity: Rarity) -> float:
     return common / every if every else 0.0
 
 
-def one_letter_apart(a: str, b: str) -> bool:
-    """Whether a letter added, left out, changed or swapped with the next makes one of the other."""
-    if len(a) > len(b):
-        a, b = b, a
-    start = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), len(a))
-    if len(a) < len(b):
-        return a[start:] == b[start + 1 :]
-    return a[start + 1 :] == b[start + 1 :] or (
-        a[start : start + 2] == b[start : start + 2][::-1] and a[start + 2 :] == b[start + 2 :]
-    )
-
-
 def _same_name(a: str, b: str, rarity: Rarity) -> bool:
     long = min(len(a), len(b)) >= SPELLED and (a + b).isalpha()
-    return a == b or (long and one_letter_apart(a, b) and (rarity.rare(a) or rarity.rare(b)))
+    return a == b or (long and OSA.distance(a, b, score_cutoff=1) <= 1 and (rarity.rare(a) or rarity.rare(b)))
 
 
 def renamed(a: Form, b: Form, rarity: Rarity) -> bool:

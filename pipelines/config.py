@@ -111,7 +111,7 @@ class IndexConfig:
     passages_per_shard: int = 10_000
     """Passages a shard: the unit of work, of memory and of resuming."""
     num_pseudo_facts: int = 200
-    """Facts cut from the corpus itself to fit the fusion weights on."""
+    """Facts cut from the corpus itself, whose gradients tell the curvature of questions."""
     max_dead_fraction: float = 0.01
     """Share of records that may be refused before the job fails."""
     id_field: str = "id"

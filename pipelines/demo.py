@@ -93,8 +93,7 @@ def _method(corpus: DemoCorpus, trained: Manifest, indexed: Manifest, config: De
         "Signals": "BM25 (Lucene variant); dense: all-MiniLM-L6-v2; gradient: TracIn cosine of projected gradients, "
         "Adam-corrected, whitened by their mixed curvature; exact: cosine of whole gradients for the first "
         f"{RERANKED}",
-        "Fusion": ", ".join(f"{name} {weight:g}" for name, weight in weights)
-        + f", fitted on {fusion['fit']['facts']} facts cut from the corpus itself",
+        "Fusion": ", ".join(f"{name} {weight:.2g}" for name, weight in weights),
         "Approximations": "; ".join(indexed.details["approximations"]),
         "Seed": str(config.seed),
         "Versions": versions,

@@ -2,7 +2,7 @@
 
 corpus files -> scan -> read (a shard: a file)  -> examples/       passages, ids and spans
 examples/ -> bm25 | dense | gradient (pipelines/gradient.py) (a shard: a file of examples/)
-          -> the driver merges the statistics -> search for pseudo-facts -> fusion weights -> manifest.json
+          -> the driver merges the statistics -> gradients of pseudo-facts -> manifest.json
 
 `index --update` takes the same way with the new files alone (pipelines/update.py).
 """
@@ -22,6 +22,7 @@ from attribution import bm25, dense
 from attribution.checkpoint import model_hash, tokenizer_hash
 from attribution.curvature import DAMPING, MIX_SHARE
 from attribution.embedding import embed
+from attribution.fusion import fusion_of
 from attribution.passages import windows
 from attribution.projection import Projection
 from attribution.tracin import unit
@@ -30,8 +31,8 @@ from pipelines.approximate import approximate_index
 from pipelines.config import IndexConfig
 from pipelines.corpus import CorpusFormat, base_folder, list_corpus, read_records, with_vectors_of
 from pipelines.estimate import estimate
-from pipelines.fit import fit_fusion, read_sample, sample_places
 from pipelines.gradient import CURVATURE_SAMPLE, MOMENT_SAMPLE, describe_checkpoints, make_features
+from pipelines.pseudo import query_curvature, read_sample, sample_places
 from pipelines.scan import Scan, scan
 from pipelines.stage import Done, Shard, all_files, library_versions, log_runner, run_stage, total
 from pipelines.storage import (
@@ -168,10 +169,7 @@ def approximations(details: dict[str, Any]) -> list[str]:
         kept = "not stored" if stored == "none" else f"stored as {stored}"
         made.append(f"gradients projected to {side} x {side} a layer, {kept}")
         if stored == "none":
-            made.append(
-                f"no features stored: curvature of a sample of {CURVATURE_SAMPLE} passages, and the least weight for "
-                "the gradient, which the fusion could not be fitted with"
-            )
+            made.append(f"no features stored: curvature of a sample of {CURVATURE_SAMPLE} passages")
         share = min(row["tracked_parameters"] / row["trainable_parameters"] for row in rows)
         made.append(f"gradients of {share:.1%} of the trainable parameters")
         if any(row["optimizer_correction"] == "estimate" for row in rows):
@@ -184,14 +182,10 @@ def approximations(details: dict[str, Any]) -> list[str]:
             made.append(f"{max(row['dead'] for row in rows)} passages have no usable gradient (dead_letters/)")
         if rows[0]["weight_from"] == "equal" and len(rows) > 1:
             made.append("no learning rates found: checkpoints weigh the same")
-    if details.get("dense", {}).get("encoder") == "":
-        made.append("no encoder for the corpus' vectors: the fusion gives dense the least weight, which was not fitted")
     if "approximate" in details.get("dense", {}):
         found = details["dense"]["approximate"]
         told = f"recall@10 {found['recall_at_10']:.3f} of what it proposes, on the corpus' own vectors"
         made.append(f"dense candidates from {found['kind']}, {told}")
-    if len(details["signals"]) > 1 and not details["fusion"]["fit"]["facts"]:
-        made.append("no facts could be cut from the corpus to fit the fusion on: its signals weigh the same")
     if details.get("dense", {}).get("cut"):
         made.append(f"{details['dense']['cut']} passages were cut at the encoder's limit for the dense signal")
     return made
@@ -368,8 +362,9 @@ def run(config: IndexConfig, beam_args: tuple[str, ...] = ()) -> Manifest | dict
     with OutputFolder(config.output, plan) as output:
         scanned = scan(corpus_files, format, base, output, config.max_dead_fraction, beam_args, IDS)
         files, kept = work_all(output, scanned, details, config, format, base, beam_args)
-        details["fusion"], fitted = fit_fusion(output, details, config, beam_args)
-        files += fitted
+        asked = query_curvature(output, details, config, beam_args)
+        details["fusion"] = fusion_of(details["signals"])
+        files += asked
         details["approximations"] = approximations(details)
         details["corpus"] = {"base": base, "dim": format.dim, "files": [list(info) for info in corpus_files]}
         counts = {"in": scanned.num_in, "kept": kept, "removed": 0, "dead": scanned.num_dead}
@@ -402,7 +397,7 @@ def summarize(verb: str, folder: str, manifest: Manifest) -> None:
             "refused (dead_letters/)": manifest.counts["dead"],
             "passages": details["bm25"]["num_passages"],
             "shards": len(details["shards"]),
-            "fusion": ", ".join(f"{name} {weight:g}" for name, weight in weights),
+            "fusion": ", ".join(f"{name} {weight:.2g}" for name, weight in weights),
             "approximations": "; ".join(details["approximations"]) or "none",
         },
     )

@@ -2,7 +2,7 @@
 
 index + removals -> find (a shard: a shard of the index): its rows of them
                  -> purge, bm25 (a shard with such rows)    the shard anew, under the name of the next generation
-                 -> statistics, curvature, ids' hashes, dead letters, approximate dense index, fusion weights anew
+                 -> statistics, curvature, ids' hashes, dead letters, approximate dense index, gradients of pseudo-facts
                  -> manifest.json replaced -> the old files deleted -> the certificate
 
 A redaction takes the whole document out of an index: vectors and features are made of all its text, and no part of them
@@ -28,11 +28,11 @@ import pyarrow.parquet as pq
 
 from attribution import dense
 from attribution.feature_rows import copy_rows
+from attribution.fusion import fusion_of
 from pipelines import progress
 from pipelines.approximate import approximate_index, npy_bytes
 from pipelines.config import PurgeConfig
 from pipelines.decisions import read_approved
-from pipelines.fit import fit_fusion, sample_passages, sample_places
 from pipelines.gradient import MOMENT_SAMPLE, curvature_of_rows, make_features
 from pipelines.index import (
     approximations,
@@ -42,6 +42,7 @@ from pipelines.index import (
     write_sample,
     write_statistics,
 )
+from pipelines.pseudo import query_curvature, sample_passages, sample_places
 from pipelines.stage import Done, Shard, all_files, library_versions, log_runner, run_stage
 from pipelines.storage import (
     CERTIFICATE,
@@ -359,7 +360,8 @@ def run(config: PurgeConfig, beam_args: tuple[str, ...] = ()) -> Manifest:
             now = details["dense"].get("approximate", {"files": []})
             gone |= {recorded["sample"], recorded["neighbours"], recorded["trained"], *recorded["files"]}
             gone -= {now.get("trained"), *now["files"]}
-        details["fusion"], fitted = fit_fusion(output, details, settings, beam_args)
+        asked = query_curvature(output, details, settings, beam_args)
+        details["fusion"] = fusion_of(details["signals"])
         details["approximations"] = approximations(details)
         counts = {"documents": len(found), "passages": count}
         details["history"] = [*details["history"], {"verb": "purge", **counts}]
@@ -370,7 +372,7 @@ def run(config: PurgeConfig, beam_args: tuple[str, ...] = ()) -> Manifest:
             counts=old.counts
             | {"kept": old.counts["kept"] - len(found), "removed": old.counts["removed"] + len(found)},
             details=details,
-            files=[info for info in old.files if info.name not in gone] + files + fitted,
+            files=[info for info in old.files if info.name not in gone] + files + asked,
         )
         write_bytes(join(folder, CERTIFICATE), _certificate(old, manifest, removals, found, plan))
         output.finish(manifest)

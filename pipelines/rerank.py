@@ -9,6 +9,7 @@ its own. In the order of the shortlist it shares the weight of `gradient` half a
 """
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from attribution.exact import ExactScorer
-from attribution.fusion import fuse
 from attribution.sequences import encode_example, encode_fact
 from pipelines import progress
+from pipelines.fused import Fused, Fuser
 from pipelines.gradient import NO_TOKENS, extractor_of, recipe_of
 from pipelines.search import Candidates, Query, ask, fact_blocks, merge_block, read_facts, read_passages
 from pipelines.stage import Done, Shard, run_stage
@@ -32,12 +33,6 @@ def _place(checkpoint: int, block: int) -> str:
     return f"{STAGES}/exact/{checkpoint}/{block:05d}.jsonl"
 
 
-def fused_order(candidates: Candidates, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(positions best first, fused scores): candidates stand in the order of their ids, which breaks ties."""
-    fused = fuse(candidates.scores, weights)
-    return np.argsort(-fused, kind="stable"), fused
-
-
 def _token_spans(tokenizer: Any, text: str, count: int) -> list[tuple[int, int]]:
     """Character spans of a plain text's first `count` tokens, special ones empty."""
     encoded = tokenizer(text, return_offsets_mapping=True, verbose=False)
@@ -46,13 +41,15 @@ def _token_spans(tokenizer: Any, text: str, count: int) -> list[tuple[int, int]]
 
 def exact_block(spec: dict[str, Any], folder: str, out: Path, query: Query, checkpoint: int, count: int) -> Done:
     """A line a fact: its shortlist's passages with their cosines and, of plain text, what each token adds."""
-    row, weights = query.details["gradient"]["checkpoints"][checkpoint], np.array(query.details["fusion"]["weights"])
+    row, fuser = query.details["gradient"]["checkpoints"][checkpoint], Fuser(query)
     facts = read_facts(folder)
     block = fact_blocks(len(facts))[spec["block"]]
     extractor = extractor_of(row, recipe_of(query.details), query.index)
     scorer, source = ExactScorer(extractor), extractor.checkpoint
     merged = list(merge_block(query, folder, spec["block"], len(facts)))
-    shortlists = [c.passages[fused_order(c, weights)[0][:count]] for c in merged]
+    texts = read_passages(query, np.unique(np.concatenate([c.passages for c in merged])))
+    fused = [fuser.fuse(fact, c, texts) for fact, c in zip(facts[block], merged, strict=True)]
+    shortlists = [c.passages[f.order[:count]] for c, f in zip(merged, fused, strict=True)]
     lines = []
     with progress.bar(f"exact, {row['name']}, block {spec['block']}", len(merged), "facts") as advance:
         for start in range(0, len(merged), FACTS_AT_ONCE):
@@ -60,11 +57,10 @@ def exact_block(spec: dict[str, Any], folder: str, out: Path, query: Query, chec
             here = facts[block][part]
             variants, first = ask(here)
             ids = np.unique(np.concatenate(shortlists[part]))
-            passages = read_passages(query, ids)
             examples = []
             for i in ids.tolist():
                 try:
-                    examples.append(encode_example(source, passages[i]["text"], passages[i]["parts"]))
+                    examples.append(encode_example(source, texts[i]["text"], texts[i]["parts"]))
                 except ValueError:  # its dead letter lies in the index
                     examples.append(NO_TOKENS)
             added = dict(scorer.token_scores([encode_fact(source, fact) for fact in variants], examples))
@@ -76,8 +72,8 @@ def exact_block(spec: dict[str, Any], folder: str, out: Path, query: Query, chec
                     best = int(shares.sum(axis=1).argmax())
                     shares = shares[best] if fact.combine == "max" else shares.mean(axis=0)
                     told[i] = {"score": float(shares.sum())}
-                    if source.kind == "causal" and not passages[i]["parts"]:
-                        spans = _token_spans(source.tokenizer, passages[i]["text"], len(shares))
+                    if source.kind == "causal" and not texts[i]["parts"]:
+                        spans = _token_spans(source.tokenizer, texts[i]["text"], len(shares))
                         told[i]["tokens"] = [[*span, s] for span, s in zip(spans, shares.tolist(), strict=True)]
                 lines.append(json.dumps(told))
             advance(len(here))
@@ -112,18 +108,18 @@ def read_exact(query: Query, folder: str, block: int) -> list[dict[int, dict[str
 
 
 def reranked(
-    candidates: Candidates, weights: np.ndarray, signals: list[str], exact: dict[int, dict[str, Any]]
-) -> tuple[np.ndarray, np.ndarray]:
-    """(positions best first, scores): the shortlist in its new order, above all others in theirs.
+    candidates: Candidates, fused: Fused, weights: np.ndarray, gradient: int, exact: dict[int, dict[str, Any]]
+) -> Fused:
+    """The shortlist in its new order, above all others in theirs.
 
-    The shortlist's scores are fused anew, with the exact product as a further signal, and mapped to between the lowest
-    fused score of the shortlist and 1, so that scores fall with the rank.
+    The shortlist is scored with the mean of both cosines in the `gradient`'s column, and its scores are mapped to
+    between its lowest old one and 1, so that scores fall with the rank.
     """
-    order, fused = fused_order(candidates, weights)
-    short = np.sort(order[: len(exact)])
-    column = np.array([exact[int(candidates.passages[i])]["score"] for i in short])
-    shared = np.append(weights, weights[signals.index("gradient")] / 2)
-    shared[signals.index("gradient")] /= 2
-    low, scores = fused[short].min(), fused.copy()
-    scores[short] = low + (1 - low) * fuse(np.column_stack([candidates.scores[short], column]), shared)
-    return np.concatenate([short[np.argsort(-scores[short], kind="stable")], order[len(exact) :]]), scores
+    short = np.sort(fused.order[: len(exact)])
+    columns, scores = fused.columns.copy(), fused.scores.copy()
+    found = np.clip([exact[int(candidates.passages[i])]["score"] for i in short], 0.0, 1.0)
+    columns[short, gradient] = (columns[short, gradient] + found) / 2
+    low = fused.scores[short].min()
+    scores[short] = low + (1 - low) * (columns[short] @ weights)
+    order = np.concatenate([short[np.argsort(-scores[short], kind="stable")], fused.order[len(exact) :]])
+    return replace(fused, order=order, scores=scores)

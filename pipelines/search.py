@@ -122,12 +122,15 @@ def tokenizer_of(query: Query) -> bm25.Tokenize:
     return resources.bm25_tokenizer(recorded["tokenizer"], recorded["stemming"])
 
 
+def gradient_shards(query: Query) -> list[Shard]:
+    """A shard of the `queries` stage for each checkpoint."""
+    checkpoints = query.details["gradient"]["checkpoints"] if "gradient" in query.signals else []
+    return [Shard(f"gradient-{i}", {"signal": "gradient", "checkpoint": i}) for i in range(len(checkpoints))]
+
+
 def _query_shards(query: Query) -> list[Shard]:
-    shards = [Shard("dense", {"signal": "dense"})] if "dense" in query.signals else []
-    if "gradient" in query.signals:
-        checkpoints = query.details["gradient"]["checkpoints"]
-        shards += [Shard(f"gradient-{i}", {"signal": "gradient", "checkpoint": i}) for i in range(len(checkpoints))]
-    return shards
+    dense = [Shard("dense", {"signal": "dense"})] if "dense" in query.signals else []
+    return dense + gradient_shards(query)
 
 
 def embed_queries(spec: dict[str, Any], folder: str, out: Path, query: Query) -> Done:
@@ -148,7 +151,7 @@ def _dense_queries(facts: list[Fact], out: Path, query: Query) -> Done:
         encoder = resources.encoder(recorded["encoder"])
         resources.require_same_model("encoder", encoder.path, recorded, encoder.model, encoder.tokenizer)
         with progress.bar("queries, dense", len(facts), "facts") as advance:
-            vectors, _ = embed(encoder, [text_query(fact, query.text_query) for fact in facts], progress=advance)
+            vectors, _ = embed(encoder, [fact.prompt + fact.target for fact in facts], progress=advance)
     else:
         vectors = tracin.unit(np.array([fact.embedding for fact in facts], dtype=np.float32))
     np.save(out / STAGES / "queries" / "dense.npy", vectors)
@@ -393,13 +396,13 @@ def score_shard(spec: dict[str, Any], folder: str, out: Path, query: Query) -> D
     return Done({"in": len(facts), "matching": spec["rows"] if matching is None else len(matching)}, written)
 
 
-def search(query: Query, facts: list[Fact], output: OutputFolder, beam_args: tuple[str, ...], stage: str) -> None:
-    """Runs both stages; `merge_block` then reads what they wrote. `stage` prefixes their names."""
+def search(query: Query, facts: list[Fact], output: OutputFolder, beam_args: tuple[str, ...]) -> None:
+    """Runs both stages; `merge_block` then reads what they wrote."""
     write_facts(facts, output)
     read_facts.cache_clear()  # the same folder may be searched again with other facts
-    run_stage(f"{stage}queries", _query_shards(query), partial(embed_queries, query=query), output, beam_args)
+    run_stage("queries", _query_shards(query), partial(embed_queries, query=query), output, beam_args)
     shards = [Shard(shard["name"], shard) for shard in query.shards]
-    records = run_stage(f"{stage}score", shards, partial(score_shard, query=query), output, beam_args)
+    records = run_stage("score", shards, partial(score_shard, query=query), output, beam_args)
     if not total(records, "matching"):
         raise ConfigError(
             f"--where {query.where}: expected passages that match, found none in {query.index}; the pattern is that of "

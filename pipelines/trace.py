@@ -13,20 +13,13 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from attribution.fusion import MATCH
 from pipelines import progress, resources
 from pipelines.config import TraceConfig
+from pipelines.fused import Fuser
 from pipelines.requests import AskedRequest, ask_model, read_requests, requests_to_jsonl
-from pipelines.rerank import EXACT, fused_order, read_exact, rerank, reranked
-from pipelines.search import (
-    Query,
-    fact_blocks,
-    merge_block,
-    read_facts,
-    read_passages,
-    search,
-    statistics_of,
-    tokenizer_of,
-)
+from pipelines.rerank import EXACT, read_exact, rerank, reranked
+from pipelines.search import Query, fact_blocks, merge_block, read_facts, read_passages, search, tokenizer_of
 from pipelines.stage import Done, Shard, library_versions, log_runner, run_stage, total
 from pipelines.storage import (
     STAGES,
@@ -59,34 +52,33 @@ def rank_block(spec: dict[str, Any], folder: str, out: Path, query: Query, exact
     """
     facts = read_facts(folder)
     block = fact_blocks(len(facts))[spec["block"]]
-    weights = np.array(query.details["fusion"]["weights"])
-    statistics, tokenize = statistics_of(query), tokenizer_of(query)
+    fuser = Fuser(query)
     merged = list(merge_block(query, folder, spec["block"], len(facts)))
     texts = read_passages(query, np.unique(np.concatenate([c.passages for c in merged])))
     exact = read_exact(query, folder, spec["block"]) if exactly else [{} for _ in merged]
     proponents = []
     with progress.bar(f"rank, block {spec['block']}", len(merged), "facts") as advance:
         for fact, candidates, told in zip(facts[block], merged, exact, strict=True):
-            asked_words = [tokenize(text_query(variant, query.text_query)) for variant in asked(fact)]
-            order, fused = fused_order(candidates, weights)
+            fused = fuser.fuse(fact, candidates, texts)
             if told:
-                order, fused = reranked(candidates, weights, query.signals, told)
-            for rank, i in enumerate(order, start=1):
+                fused = reranked(candidates, fused, fuser.weights, query.signals.index("gradient"), told)
+            for rank, i in enumerate(fused.order, start=1):
                 passage, more = texts[int(candidates.passages[i])], told.get(int(candidates.passages[i]), {})
                 signals = dict(zip(query.signals, candidates.scores[i].tolist(), strict=True))
+                signals |= {MATCH: float(fused.columns[i, -1])} | ({EXACT: more["score"]} if more else {})
                 proponents.append(
                     Proponent(
                         fact_id=fact.id,
                         rank=rank,
-                        score=float(fused[i]),
+                        score=float(fused.scores[i]),
                         example_id=passage["example_id"],
                         start=passage["start"],
                         end=passage["end"],
-                        signals=signals | ({EXACT: more["score"]} if more else {}),
+                        signals=signals,
                         text=passage["text"],
                         source=passage["source"],
                         sha256=passage["sha256"],
-                        coverage=max(statistics.coverage(w, tokenize(passage["text"])) for w in asked_words),
+                        coverage=fused.coverage[i],
                         tokens=tuple((begin, end, share) for begin, end, share in more.get("tokens", ())),
                         file=passage["file"],
                         row=passage["row"],
@@ -180,7 +172,7 @@ def run(config: TraceConfig, beam_args: tuple[str, ...] = ()) -> Manifest:
     plan = asdict(config) | {"facts_rows": [fact.to_row() for fact in facts], "index_details": index.details}
     plan.pop("quiet")
     with OutputFolder(config.output, plan) as output:
-        search(query, facts, output, beam_args, stage="")
+        search(query, facts, output, beam_args)
         if config.rerank:
             rerank(query, len(facts), output, beam_args, config.rerank)
         files = []

@@ -1,6 +1,6 @@
 """`index --update`: the new files of a corpus join the index of the old ones, in its next generation.
 
-new corpus files -> the stages of `index` on them alone -> statistics and curvature merged -> fusion weights
+new corpus files -> the stages of `index` on them alone -> statistics and curvature merged -> gradients of pseudo-facts
                  -> manifest.json replaced -> what it no longer lists is deleted
 
 What comes out is what a full build over the old files and then the new ones would give, shard by shard, but for the
@@ -13,12 +13,13 @@ import logging
 from dataclasses import MISSING, asdict, fields
 from typing import Any
 
+from attribution.fusion import fusion_of
 from pipelines import progress, resources
 from pipelines.config import IndexConfig
 from pipelines.corpus import CorpusFormat, list_corpus
-from pipelines.fit import fit_fusion
 from pipelines.gradient import extractor_of, recipe_of
 from pipelines.index import IDS, approximations, summarize, work_all
+from pipelines.pseudo import query_curvature
 from pipelines.scan import scan
 from pipelines.stage import library_versions, log_runner
 from pipelines.storage import NextGeneration, absolute, read_manifest, replace_files, settle
@@ -112,7 +113,8 @@ def run(config: IndexConfig, beam_args: tuple[str, ...] = (), given: set[str] | 
             files, format, base, output, settings.max_dead_fraction, beam_args, IDS, old.files, first, generation
         )
         written, kept = work_all(output, scanned, details, settings, format, base, beam_args, generation)
-        details["fusion"], fitted = fit_fusion(output, details, settings, beam_args)
+        asked = query_curvature(output, details, settings, beam_args)
+        details["fusion"] = fusion_of(details["signals"])
         details["approximations"] = approximations(details)
         details["corpus"] = old.details["corpus"] | {"files": [*known, *(list(info) for info in files)]}
         added = {"in": scanned.num_in, "kept": kept, "removed": 0, "dead": scanned.num_dead}
@@ -123,7 +125,7 @@ def run(config: IndexConfig, beam_args: tuple[str, ...] = (), given: set[str] | 
             versions=library_versions(),
             counts={name: old.counts[name] + count for name, count in added.items()},
             details=details,
-            files=replace_files(old.files, scanned.files + written + fitted),
+            files=replace_files(old.files, scanned.files + written + asked),
         )
         output.finish(manifest)
     summarize("index --update", config.output, manifest)

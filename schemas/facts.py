@@ -219,3 +219,10 @@ def text_query(fact: Fact, kind: str) -> str:
     if not (fact.subject and fact.object):
         raise ConfigError(f"fact {fact.id!r}: --text_query subject_object needs its subject and object; give both")
     return f"{fact.subject} {fact.object}"
+
+
+def sides_of(fact: Fact, kind: str) -> list[tuple[str, str]]:
+    """The two sides of what `text_query` asks: subject and object, or prompt and target, each alias of it in turn."""
+    by_subject = text_query(fact, kind) != fact.prompt + fact.target
+    first, second = (fact.subject, fact.object) if by_subject else (fact.prompt, fact.target)
+    return [(first, name) for name in (second, *fact.aliases)]

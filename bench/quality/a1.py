@@ -5,7 +5,7 @@ corpus -> index (bm25, dense) -> trace of the drawn facts -> rankings of every a
 The arms, each asked for the same facts:
 
 - `fused`: what the product's `trace` ranks with its defaults; `bm25_subject_object` and `dense` are the two signals in
-  it, as `evaluate` ranks them;
+  it, as `evaluate` ranks them; `fused_without_match` and `fused_without_dense` leave one part of the sum out;
 - `bm25_prompt_target`: the same index asked by prompt + target;
 - `bm25s_subject_object`, `bm25s_prompt_target`: the library bm25s (Lucene's variant, its default tokens);
 - `rrf`: reciprocal rank fusion of the two signals in `fused`, sum of 1 / (60 + rank), missing where not ranked;
@@ -30,7 +30,7 @@ from bm25s.stopwords import STOPWORDS_EN
 
 from attribution.bm25 import word_tokenizer
 from attribution.embedding import embed, load_encoder
-from attribution.fusion import fuse
+from attribution.fusion import MATCH, scaled
 from bench.quality import metrics
 from bench.quality.data import Data, say
 from bench.quality.kept import Kept
@@ -39,12 +39,15 @@ from bench.trex import package_file
 from pipelines import index, progress, trace
 from pipelines.config import IndexConfig, TraceConfig
 from pipelines.evaluate import signal_ranking
+from pipelines.fused import Fuser
+from pipelines.search import Candidates
 from pipelines.stage import library_versions
 from pipelines.storage import delete_tree, read_manifest, read_rankings
 from schemas.facts import text_query
 from schemas.jsonl import jsonl_bytes
 from schemas.manifest import FORMAT_VERSION, MANIFEST
-from schemas.records import Fact
+from schemas.rankings import best_per_example
+from schemas.records import Fact, Proponent
 
 SEED, TOP, RRF_K = 0, 100, 60
 NUM_FACTS = {"small": 2000, "full": None}
@@ -118,8 +121,8 @@ def draw(facts: list[Fact], count: int | None) -> list[Fact]:
 
 def make_rankings(place: Path, index_folder: Path, data: Data, facts: list[Fact], encoder: str) -> None:
     """Writes `rankings.npz`: of each arm the rows `[facts, at most 100]`, padded with -1; FTRACE's as `ftrace/ARM`."""
-    found = traced(place, index_folder, data, facts)
     opened, outside = Opened(index_folder, data.row_of), Outside(data.texts)
+    found = traced(place, index_folder, opened.fuser, data, facts)
     texts = {kind: [text_query(fact, kind) for fact in facts] for kind in QUERIES}
     found["rrf"] = [fused_by_rank([a, b]) for a, b in zip(found["bm25_subject_object"], found["dense"], strict=True)]
     with progress.bar("bm25, bm25s", len(facts), "facts") as advance:
@@ -131,8 +134,7 @@ def make_rankings(place: Path, index_folder: Path, data: Data, facts: list[Fact]
                 found[f"bm25s_{kind}"].append(by_score(scores, np.flatnonzero(scores > 0))[:TOP])
             advance(1)
     say("embedding the queries")
-    vectors = embed(load_encoder(encoder), texts["subject_object"])[0]
-    weights = np.array(opened.details["fusion"]["weights"])
+    vectors = embed(load_encoder(encoder), texts["prompt_target"])[0]
     same_object = defaultdict(set)
     for fact in data.facts:
         same_object[fact.object] |= data.proponents(fact)
@@ -142,8 +144,9 @@ def make_rankings(place: Path, index_folder: Path, data: Data, facts: list[Fact]
             scores = {f"bm25_{kind}": opened.bm25(texts[kind][number], rows) for kind in QUERIES}
             scores |= {f"bm25s_{kind}": outside.scores(texts[kind][number])[rows] for kind in QUERIES}
             scores["dense"] = opened.dense(vectors[number], rows)
-            by_signal = {"bm25": scores["bm25_subject_object"], "dense": scores["dense"]}
-            scores["fused"] = fuse(np.stack([by_signal[s] for s in opened.details["fusion"]["signals"]], 1), weights)
+            both = np.stack([scores["bm25_subject_object"], scores["dense"]], axis=1)
+            among = Candidates(rows, [data.ids[row] for row in rows], np.zeros(len(rows), dtype=np.int64), both)
+            scores["fused"] = opened.fuser.fuse(fact, among, {row: {"text": data.texts[row]} for row in rows}).scores
             for name, values in scores.items():
                 found[f"ftrace/{name}"].append(rows[by_score(values, np.arange(len(rows)))].tolist())
             ranked = [found[f"ftrace/{name}"][-1] for name in ("bm25_subject_object", "dense")]
@@ -152,7 +155,9 @@ def make_rankings(place: Path, index_folder: Path, data: Data, facts: list[Fact]
     np.savez(place / "rankings.npz", **{name: padded(rankings) for name, rankings in found.items()})
 
 
-def traced(place: Path, index_folder: Path, data: Data, facts: list[Fact]) -> defaultdict[str, list[list[int]]]:
+def traced(
+    place: Path, index_folder: Path, fuser: Fuser, data: Data, facts: list[Fact]
+) -> defaultdict[str, list[list[int]]]:
     """The product's rankings; the facts that it is given hold no proponents."""
     found: defaultdict[str, list[list[int]]] = defaultdict(list)
     signals = {"fused": "fused", "bm25_subject_object": "bm25", "dense": "dense"}
@@ -167,8 +172,24 @@ def traced(place: Path, index_folder: Path, data: Data, facts: list[Fact]) -> de
             for arm, signal in signals.items():
                 ranking = signal_ranking(by_fact.get(fact.id, []), signal, TOP)[:TOP]
                 found[arm].append([data.row_of[example] for example in ranking])
+            for left_out in ("match", "dense"):
+                ranking = without(by_fact.get(fact.id, []), left_out, fact, fuser)[:TOP]
+                found[f"fused_without_{left_out}"].append([data.row_of[example] for example in ranking])
         delete_tree(output)
     return found
+
+
+def without(proponents: list[Proponent], left_out: str, fact: Fact, fuser: Fuser) -> list[str]:
+    """Example ids by the fused sum with one of its parts left out, ties by id."""
+    if not proponents:
+        return []
+    most = sum(map(fuser.statistics.idf, fuser.tokenize(text_query(fact, "auto"))))
+    raw = np.array([[p.signals[name] for name in fuser.query.signals] for p in proponents])
+    columns = scaled(fuser.query.signals, raw, most, np.array([p.signals[MATCH] for p in proponents]))
+    weights = [0.0 if name == left_out else w for name, w in zip(fuser.names, fuser.weights, strict=True)]
+    scores = columns @ np.array(weights)
+    order = sorted(range(len(proponents)), key=lambda i: (-scores[i], proponents[i].example_id, proponents[i].start))
+    return [p.example_id for p in best_per_example(proponents[i] for i in order)]
 
 
 class Outside:

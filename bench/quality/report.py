@@ -81,11 +81,12 @@ def arms_plot(protocols: dict[str, dict[str, Any]]) -> Figure:
     figure = Figure(figsize=(2 + 4 * len(protocols), 1.2 + 0.42 * len(names)), layout="constrained")
     panels = figure.subplots(1, len(protocols), sharey=True, squeeze=False)[0]
     for panel, (title, arms) in zip(panels, protocols.items(), strict=True):
+        here = [(row, arms[name]) for row, name in enumerate(names) if name in arms]
         for place, (metric, colour) in enumerate(zip(METRICS, COLOURS, strict=True)):
-            rows = [row + 0.2 - 0.2 * place for row in range(len(names))]
-            low, high = zip(*(arms[name][f"{metric}_interval"] for name in names), strict=True)
+            rows = [row + 0.2 - 0.2 * place for row, _ in here]
+            low, high = zip(*(arm[f"{metric}_interval"] for _, arm in here), strict=True)
             panel.hlines(rows, low, high, color=colour, linewidth=1.5)
-            panel.plot([arms[n][metric] for n in names], rows, "o", color=colour, markersize=4, label=LABELS[metric])
+            panel.plot([arm[metric] for _, arm in here], rows, "o", color=colour, markersize=4, label=LABELS[metric])
         panel.set(title=title, xlim=(-0.02, 1.02), yticks=range(len(names)), yticklabels=names)
         panel.grid(axis="x", color="#dddddd")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(METRICS), frameon=False)

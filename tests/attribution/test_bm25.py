@@ -61,8 +61,8 @@ def test_score_is_the_lucene_formula(tmp_path):
     assert statistics.idf("oz") == pytest.approx(idf, rel=1e-15)
     assert scores(shard, ["oz"]).tolist() == pytest.approx(
         [
-            idf * 2 / (2 + 1.5 * (1 - 0.75 + 0.75 * 3 / average)),
-            idf * 1 / (1 + 1.5 * (1 - 0.75 + 0.75 * 5 / average)),
+            idf * 2 / (2 + 0.4 * (1 - 0.4 + 0.4 * 3 / average)),
+            idf * 1 / (1 + 0.4 * (1 - 0.4 + 0.4 * 5 / average)),
             0.0,
         ],
         rel=1e-14,

@@ -18,7 +18,6 @@ from attribution.duplicates import (
     form,
     group,
     jaccard,
-    one_letter_apart,
     renamed,
     similarity,
 )
@@ -149,18 +148,6 @@ def test_names_that_changed_places_are_another_statement():
     assert near([seed], swapped) == [(0, True)]
     assert near([seed.replace("Alma", "Alma Ann")], seed.replace("Alma", "Ann Alma")) == [(0, False)]  # one name
     assert near([seed.replace("Alma", "Alma, Ann")], seed.replace("Alma", "Alma and Ann")) == [(0, False)]
-
-
-@pytest.mark.parametrize(
-    ("a", "b", "same"),
-    [
-        ("bavaria", "bavraia", True), ("bavaria", "bavara", True), ("bavaria", "bavariaa", True),
-        ("bavaria", "xavaria", True), ("bavaria", "bavaria", True), ("bavaria", "bvaraia", False),
-        ("bavaria", "ba", False), ("", "", True), ("ab", "ba", True), ("abc", "cba", False),
-    ],
-)  # fmt: skip
-def test_one_letter_apart(a, b, same):
-    assert one_letter_apart(a, b) == one_letter_apart(b, a) == same
 
 
 def test_a_name_that_is_known_with_another_letter_is_another_name():

@@ -168,7 +168,7 @@ def test_an_index_of_another_model_tokenizer_or_version_is_refused(tmp_path, bui
     refused(lambda m: first(m).update(tokenizer_sha256="0"), "checkpoint tokenizer at .*expected 0, found")
     refused(lambda m: first(m).update(path="/nowhere/at/all"), "expected it at /nowhere/at/all.*found nothing")
     refused(lambda m: m["details"]["dense"].update(model_sha256="0"), "encoder weights at .*another one")
-    refused(lambda m: m.update(format_version=99), "expected format version 3, found 99")
+    refused(lambda m: m.update(format_version=99), "expected format version 4, found 99")
     refused(lambda m: m.update(kind="corpus"), "expected a folder of kind 'index', found 'corpus'")
 
 
@@ -239,7 +239,7 @@ def test_a_signal_is_not_credited_with_what_another_retrieved(tmp_path, built_in
     run_trace(built_index, facts, tmp_path / "rankings", top_k=1)
     result = evaluate.run(EvaluateConfig(rankings=str(tmp_path / "rankings"), facts=facts))["signals"]
     assert result["bm25"]["recall_at_100"] == pytest.approx(1 / 3)
-    assert result["dense"]["recall_at_100"] <= 1 / 3 and result["dense"]["mrr"] in [n / 10 for n in range(11)]
+    assert result["dense"]["recall_at_100"] <= 1 / 3 + 1e-9 and result["dense"]["mrr"] in [n / 10 for n in range(11)]
 
 
 def test_a_target_without_a_token_is_refused(tmp_path, corpus):

@@ -186,7 +186,7 @@ def test_a_purged_index_ranks_as_one_of_the_cleaned_corpus(tmp_path, planted, fa
 
 
 @pytest.mark.parametrize("planted", ["int8"], indirect=True)
-@pytest.mark.parametrize("moment", ["find", "purge", "bm25", "curvature-01", "pseudo-score", "commit", "sweep"])
+@pytest.mark.parametrize("moment", ["find", "purge", "bm25", "curvature-01", "pseudo-queries", "commit", "sweep"])
 def test_a_killed_purge_leaves_the_old_index_or_the_new_one_and_resumes(tmp_path, monkeypatch, planted, moment):
     shutil.copytree(planted / "index", tmp_path / "whole")
     purged(planted, tmp_path / "whole")
@@ -257,7 +257,7 @@ def test_what_cannot_be_purged_is_refused_and_leaves_the_index_as_it_was(tmp_pat
     assert "found none of 3 in it; was it purged of them before" in capsys.readouterr().err
     changed = json.loads((target / "manifest.json").read_text()) | {"format_version": 2}
     spoil(target, changed)
-    with pytest.raises(ArtifactMismatch, match="expected format version 3, found 2"):
+    with pytest.raises(ArtifactMismatch, match="expected format version 4, found 2"):
         purged(planted, target)
 
 

@@ -75,7 +75,7 @@ def test_the_same_files_again_change_nothing(tmp_path, grown):
     assert (tmp_path / "index/manifest.json").read_bytes() == before
 
 
-@pytest.mark.parametrize("moment", ["scan", "bm25", "gradient-01", "pseudo-score", "commit", "sweep"])
+@pytest.mark.parametrize("moment", ["scan", "bm25", "gradient-01", "pseudo-queries", "commit", "sweep"])
 def test_a_killed_update_leaves_the_old_index_or_the_new_one_and_resumes(tmp_path, monkeypatch, grown, facts, moment):
     shutil.copytree(grown / "before", tmp_path / "index")
     config = updating(tmp_path / "index", grown / "corpus/*.jsonl")
