@@ -21,6 +21,7 @@ ARMS = {
     "bm25_prompt_target", "bm25_subject_object", "bm25s_prompt_target", "bm25s_subject_object", "dense", "fused", "rrf",
     "random",
 }  # fmt: skip
+ABLATIONS = {"fused_without_match", "fused_without_dense"}
 
 
 def rankings_of(out) -> dict[str, np.ndarray]:
@@ -31,8 +32,8 @@ def rankings_of(out) -> dict[str, np.ndarray]:
 
 def test_every_arm_is_measured_and_chance_loses(finished, small):
     result, _ = finished
-    assert set(result["arms"]) == set(result["ftrace"]["arms"]) == ARMS
-    assert set(result["paired"]) == {f"fused - {arm}" for arm in ARMS - {"fused"}}
+    assert set(result["arms"]) == ARMS | ABLATIONS and set(result["ftrace"]["arms"]) == ARMS
+    assert set(result["paired"]) == {f"fused - {arm}" for arm in (ARMS | ABLATIONS) - {"fused"}}
     assert (result["data"], result["data_sha256"], result["facts"]) == ("small", small.sha256, len(small.facts))
     for part in (result, result["ftrace"]):
         for row in part["arms"].values():
@@ -54,6 +55,25 @@ def test_proponents_of_other_facts_are_not_found(finished, small):
     right, wrong = (a1.figures(rankings_of(out), small, asked)["arms"] for asked in (facts, moved))
     for arm in ARMS - {"random", "dense"}:
         assert wrong[arm]["mrr"] < right[arm]["mrr"] / 3
+
+
+def test_an_ablation_leaves_out_just_one_part(finished, small):
+    """With nothing left out it is the product's own order, which each of the two changes."""
+    _, out = finished
+    (file,) = out.glob("rankings-*/rankings.npz")
+    (folder,) = out.glob("index-*/index")
+    fuser, facts = Opened(folder, small.row_of).fuser, a1.draw(small.facts, None)
+    found = a1.traced(file.parent, folder, fuser, small, facts)
+    rows = rankings_of(out)
+    for name in ABLATIONS | {"fused"}:
+        assert a1.padded(found[name]).tolist() == rows[name].tolist()
+        assert name == "fused" or found[name] != found["fused"]
+    fact = facts[0]
+    asked = out / "one.jsonl"
+    asked.write_bytes(jsonl_bytes([replace(fact, proponents=None).to_row()]))
+    trace.run(TraceConfig(index=str(folder), facts=str(asked), output=str(out / "one")))
+    (ranking,) = read_rankings(str(out / "one"))
+    assert a1.without(ranking, "", fact, fuser) == [p.example_id for p in ranking]
 
 
 def test_the_bench_asks_the_index_as_trace_does(finished, small, tmp_path):
