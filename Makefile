@@ -30,7 +30,7 @@ lint: $(SETUP)
 
 # What is measured, as JSON; reads the T-REx data beside the checkout where it is present.
 bench: $(SETUP)
-	$(BIN)/python -m bench.trex
+	$(BIN)/python -m bench.quality A1 --out bench-output/A1 --resume
 	$(BIN)/python -m bench.gradients
 
 # torch comes first and exactly: a looser requirement pulls gigabytes of CUDA packages on Linux. The demo's encoder
@@ -47,4 +47,4 @@ $(SETUP_RUNNERS): $(SETUP)
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo-output audit-case build dist *.egg-info
+	rm -rf $(VENV) demo-output audit-case bench-output build dist *.egg-info

