@@ -51,6 +51,10 @@ FOREIGN = 2  # sentences of other facts of the relation that a counterfactual on
 PLACES = 40
 
 
+class TooFew(ConfigError):
+    """The data have too few sentences that can be told in other words."""
+
+
 @dataclass
 class Hidden:
     """What was built. `links` are by fact the ids of the passages that explain its words; they are no proponents."""
@@ -149,7 +153,7 @@ class Namer:
             if name.lower() not in self.taken:
                 self.taken.add(name.lower())
                 return name
-        raise ConfigError("the names of hidden_words.py are used up; ask for fewer facts")
+        raise TooFew("the names of hidden_words.py are used up; ask for fewer facts")
 
     def _syllables(self, count: int) -> str:
         return "".join(self.draw.sample(words.SYLLABLES, count)).capitalize()
@@ -178,8 +182,9 @@ class Mentions:
 def build(
     data: Data, num_facts: int = 60, num_passages: int = 6000, seed: int = SEED, groups: tuple[int, ...] = (0, 1)
 ) -> Hidden:
-    """`num_facts` of each kind among at least `num_passages`; `groups` are those of the wordings that names are
-    explained in. Raises ConfigError where the data do not give as many, or BM25 finds them."""
+    """`num_facts` of each kind among `num_passages`, or LEAST_PASSAGES where the data have no more; `groups` are those of
+    the wordings that names are explained in. Raises TooFew where the data do not give as many, and ConfigError where
+    BM25 finds them."""
     return _Builder(data, num_facts, num_passages, random.Random(seed), groups).build()
 
 
@@ -202,7 +207,7 @@ class _Builder:
         corpus |= self.real(len(corpus))
         rows = [{"id": i, "text": corpus[i], "source": self.source(i)} for i in sorted(corpus)]
         hidden = Hidden(rows, sorted(self.facts, key=lambda fact: fact["id"]), self.links)
-        check(hidden, self.num_facts, self.num_passages)
+        check(hidden, self.num_facts, min(self.num_passages, LEAST_PASSAGES))
         return hidden
 
     def source(self, example: str) -> str:
@@ -351,7 +356,7 @@ def check(hidden: Hidden, num_facts: int = LEAST_FACTS, num_passages: int = LEAS
     counts = {kind: sum(fact["kind"] == kind for fact in hidden.facts) for kind in KINDS}
     lacking = {kind: count for kind, count in counts.items() if count < num_facts}
     if lacking or len(hidden.corpus) < num_passages:
-        raise ConfigError(
+        raise TooFew(
             f"expected {num_facts} facts of each kind among {num_passages} passages, found {counts} among "
             f"{len(hidden.corpus)}; ask for fewer, or give a folder with more sentences that state one fact"
         )
