@@ -182,9 +182,11 @@ class Mentions:
 def build(
     data: Data, num_facts: int = 60, num_passages: int = 6000, seed: int = SEED, groups: tuple[int, ...] = (0, 1)
 ) -> Hidden:
-    """`num_facts` of each kind among `num_passages`, or LEAST_PASSAGES where the data have no more; `groups` are those of
-    the wordings that names are explained in. Raises TooFew where the data do not give as many, and ConfigError where
-    BM25 finds them."""
+    """`num_facts` of each kind among `num_passages`, or LEAST_PASSAGES where the data have no more.
+
+    `groups` are those of the wordings that names are explained in. Raises TooFew where the data do not give as many
+    facts or passages, and ConfigError where BM25 finds them.
+    """
     return _Builder(data, num_facts, num_passages, random.Random(seed), groups).build()
 
 
