@@ -12,7 +12,10 @@ from bench.quality.data import DEFAULT, load
 from bench.quality.kept import open_output
 from schemas.errors import ProponentError
 
-TRACKS = {"A1": "text signals and their fusion over the whole corpus"}
+TRACKS = {
+    "A1": "text signals and their fusion over the whole corpus",
+    "C": "facts told in words that share none with what is asked",
+}
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

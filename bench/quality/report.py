@@ -14,7 +14,7 @@ from bench.quality.metrics import METRICS
 LABELS = {"mrr": "MRR", "recall_at_10": "Recall@10", "recall_at_100": "Recall@100"}
 COLOURS = ("#0b5cad", "#c2410c", "#4d7c0f")
 STYLE = {"svg.fonttype": "none", "svg.hashsalt": "quality", "axes.spines.top": False, "axes.spines.right": False}
-BREAKDOWNS = {"by_relation": "relation", "by_num_proponents": "number of proponents"}
+BREAKDOWNS = {"by_kind": "kind", "by_relation": "relation", "by_num_proponents": "number of proponents"}
 
 
 def write(result: dict[str, Any], out: Path) -> None:

@@ -115,12 +115,13 @@ def test_kept_folders_are_used_again_for_the_same_key_alone(tmp_path, capsys):
 
 
 def test_only_tracks_that_work_are_offered(capsys):
-    for track in ("A2", "B", "C", "D"):
+    for track in ("A2", "B", "D"):
         with pytest.raises(SystemExit) as stopped:
             parse([track, "--out", "x"])
         assert stopped.value.code == 2
         assert f"invalid choice: '{track}'" in capsys.readouterr().err
-    assert parse(["A1", "--out", "x"]).track == "A1"
+    for track in ("A1", "C"):
+        assert parse([track, "--out", "x"]).track == track
 
 
 def test_the_command_refuses_an_existing_output(tmp_path, capsys):
