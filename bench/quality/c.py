@@ -16,7 +16,6 @@ next to nothing by construction (the build refuses what it finds more of): `fuse
 
 import json
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,9 +124,9 @@ def kinds(place: Path) -> dict[str, str]:
 
 def make_rankings(place: Path, index_folder: Path, told: Data) -> None:
     """Writes `rankings.npz`: of each arm the rows `[facts, at most 100]`, padded with -1."""
-    found = a1.traced(place, index_folder, told, [replace(fact, proponents=None) for fact in told.facts])
-    found["bm25"] = found.pop("bm25_subject_object")
     opened = Opened(index_folder, told.row_of)
+    found = a1.traced(place, index_folder, opened.fuser, told, told.facts)
+    found["bm25"] = found.pop("bm25_subject_object")
     found["bm25_prompt_target"] = [
         opened.bm25_ranking(text_query(fact, "prompt_target"), a1.TOP) for fact in told.facts
     ]
