@@ -11,7 +11,8 @@ from bench.quality.hidden import KINDS, LEAST_FACTS, LEAST_PASSAGES
 from tests.bench.conftest import write_folder
 
 SIZE, PEOPLE = (6, 400), 60
-ARMS = {"fused", "bm25", "bm25_prompt_target", "dense", "rrf", "random"}
+PARTS = {"fused_without_match", "fused_without_dense"}
+ARMS = {"fused", "bm25", "bm25_prompt_target", "dense", "rrf", "random"} | PARTS
 
 
 @pytest.fixture(scope="module")
