@@ -184,7 +184,7 @@ class TraceConfig:
     where: str = ""
     """Rank only passages whose source or file matches, as source=PATTERN or file=PATTERN (* and ? as in a shell)."""
     text_query: TextQuery = "auto"
-    """What bm25 and dense are asked: subject + object where the fact has both (auto), or always one of the two."""
+    """What bm25 asks: subject + object where the fact has both (auto), or always one; dense asks prompt + target."""
     quiet: bool = False
     """No progress bars and no summary."""
 

@@ -205,7 +205,7 @@ def asked(fact: Fact) -> list[Fact]:
 
 
 def text_query(fact: Fact, kind: str) -> str:
-    """What the text signals are asked: `subject_object`, `prompt_target`, or `auto`, the first where it is possible.
+    """What BM25 is asked: `subject_object`, `prompt_target`, or `auto`, the first where it is possible.
 
     Raises ConfigError where `subject_object` is asked of a fact that lacks one of them, or has several targets.
     """

@@ -12,8 +12,11 @@ import pytest
 from attribution.dense import ShardVectors
 from pipelines import evaluate, index, trace
 from pipelines.config import EvaluateConfig, IndexConfig, TraceConfig
+from pipelines.search import Query, statistics_of, tokenizer_of
 from pipelines.stage import METRICS, RunShard
+from pipelines.storage import read_manifest, read_rankings
 from schemas.errors import ArtifactMismatch, ConfigError
+from schemas.facts import parse_facts, sides_of, text_query
 from schemas.manifest import content_sha256
 from schemas.rankings import rankings_from_jsonl, rankings_from_table
 from tests.pipelines.conftest import corpus_rows, fact_rows, index_config, write_jsonl
@@ -224,6 +227,40 @@ def test_a_tokenizer_that_ships_a_cut_is_the_same_before_and_after_its_use(tmp_p
     )  # fmt: skip
     index.run(config)
     assert run_trace(tmp_path / "index", facts, tmp_path / "rankings")
+
+
+def test_the_fused_score_is_the_weighted_sum_of_signals_on_one_scale(tmp_path, built_index, facts):
+    run_trace(built_index, facts, tmp_path / "rankings")
+    details = read_manifest(built_index, "index").details
+    query = Query(built_index, details, "auto", 100)
+    idf, tokenize = statistics_of(query).idf, tokenizer_of(query)
+    weights = dict(zip(details["fusion"]["signals"], details["fusion"]["weights"], strict=True))
+    asked = {fact.id: fact for fact in parse_facts(Path(facts).read_bytes(), facts)}
+    for ranking in read_rankings(str(tmp_path / "rankings")):
+        fact = asked[ranking[0].fact_id]
+        words = tokenize(text_query(fact, "auto"))
+        for p in ranking:
+            scale = {"bm25": sum(map(idf, words)), "dense": 1, "gradient": 1, "match": 1}
+            told = {name: min(1.0, max(0.0, p.signals[name] / scale[name])) for name in weights}
+            assert p.score == pytest.approx(sum(weights[name] * told[name] for name in weights), abs=1e-9)
+            sides = [tokenize(side) for side in sides_of(fact, "auto")[0]]
+            held = set(tokenize(p.text))
+            whole = [sum(idf(word) for word in side if word in held) / sum(map(idf, side)) for side in sides]
+            assert p.signals["match"] >= min(whole) - 1e-9 and (p.signals["match"] == 1) == (min(whole) == 1)
+
+
+def test_dense_is_asked_the_whole_sentence_whatever_bm25_is_asked(tmp_path, built_index, facts):
+    found = {}
+    for kind in ("prompt_target", "subject_object"):
+        run_trace(built_index, facts, tmp_path / kind, text_query=kind)
+        found[kind] = {
+            (p.fact_id, p.example_id): p.signals for ranking in read_rankings(str(tmp_path / kind)) for p in ranking
+        }
+    both = found["prompt_target"].keys() & found["subject_object"].keys()
+    assert len(both) > 20
+    signals = [(found["prompt_target"][key], found["subject_object"][key]) for key in both]
+    assert all(a["dense"] == pytest.approx(b["dense"], abs=1e-6) for a, b in signals)
+    assert any(a["bm25"] != b["bm25"] for a, b in signals)
 
 
 def test_a_fact_that_found_nothing_counts_as_a_miss(tmp_path, corpus):
