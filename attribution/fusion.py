@@ -7,10 +7,11 @@
 No scale depends on the other candidates, so a signal that finds nothing says little: where no passage has the query's
 words the shares of BM25 are small, and the others decide. Mapped to [0, 1] by the candidates' own extremes, as they
 were once, the best of bad words weighed as much as the best of good ones. Reciprocal rank fusion, which knows ranks
-alone, throws a strong signal away when it is joined with a weak one: MRR 0.87 for 0.93 (`python -m bench.quality A1`).
+alone, throws a strong signal away when it is joined with a weak one: MRR 0.89 for 0.96 (`python -m bench.quality A1`).
 
-WEIGHTS are measured on facts of 10 relations of T-REx and checked on those of 9 others (docs/method.md). Fitted on
-facts cut from the corpus, as they were, all went to BM25: such a fact's own passage has its words by construction.
+WEIGHTS are measured on facts of 10 relations of T-REx and checked on those of 9 others; that of the gradient is not
+measured yet (docs/method.md). Facts cut from the corpus, which they were fitted on, cannot tell weightings apart: such
+a fact's own passage has its words by construction (docs/log.md).
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """Facts cut from the corpus itself: a span of a passage is hidden, the words before it ask for it.
 
-The passage is the one known proponent of its own fact, so the fusion weights are fitted without any annotation. A fact
+They are asked as people ask, without any annotation: their gradients tell what those of questions look like. A fact
 keeps only a few of the words before the span: a whole passage as the query would find itself by any signal.
 """
 

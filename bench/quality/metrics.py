@@ -9,12 +9,12 @@ from collections.abc import Callable, Collection, Sequence
 import numpy as np
 
 from attribution.bm25 import Tokenize
+from attribution.intervals import AT_ONCE, LEVEL
 from attribution.metrics import recall_at, reciprocal_rank
 from schemas.records import Fact
 
 METRICS = ("mrr", "recall_at_10", "recall_at_100")
-RESAMPLES, LEVEL = 2000, 0.95
-AT_ONCE = 2**22  # numbers of a block of resamples: 32 MiB
+RESAMPLES = 2000
 SIZES = ((1, "1"), (3, "2-3"), (10, "4-10"))  # the most proponents of a group, and its name; what is beyond is ">10"
 LEXICAL = ("neither", "only subject", "only object", "some of both", "all of both")
 
