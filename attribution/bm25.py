@@ -27,6 +27,7 @@ import Stemmer
 
 Tokenize = Callable[[str], list[str]]
 K1, B = 0.4, 0.4  # 1.5 and 0.75, the usual, cost 0.02 of MRR on sentences (docs/method.md)
+LIGHT = 0.05  # of a name's weight: a passage may lack such a word and still hold the name
 SHARD_FILES = ("terms.arrow", "rows.npy", "freqs.npy", "lengths.npy")
 ROUNDING = 1e-9  # relative; partial sums are added up in another order than scores
 _WORD = re.compile(r"\w+")
@@ -114,6 +115,12 @@ class Statistics:
         weights = [self.idf(word) for word in words]
         return sum(w for word, w in zip(words, weights, strict=True) if word in held) / (sum(weights) or 1.0)
 
+    def weighty(self, name: Sequence[str]) -> list[str]:
+        """The distinct words of a name that each have more than a LIGHT share of its idf, rarest first."""
+        weights = {word: self.idf(word) for word in name}
+        least = LIGHT * sum(weights.values())
+        return sorted((word for word, w in weights.items() if w > least), key=lambda word: (-weights[word], word))
+
     def df(self, term: str) -> int:
         """How many passages hold the term."""
         place = _place(_only_chunk(self.table["term"]), term)
@@ -162,6 +169,15 @@ def shard_statistics(terms_file: str, num_passages: int, total_length: int) -> S
     return Statistics(num_passages, total_length, pa.table(columns, schema=_TERMS))
 
 
+def common(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """What two sorted arrays of distinct rows share; the shorter one is looked up in the longer."""
+    short, long = (a, b) if len(a) <= len(b) else (b, a)
+    if not len(short):
+        return short
+    place = np.minimum(np.searchsorted(long, short), len(long) - 1)
+    return short[long[place] == short]
+
+
 @dataclass(frozen=True)
 class _Posting:
     """A term's passages in a shard, sorted, what it adds to the score of each, and the most of that."""
@@ -187,15 +203,34 @@ class Shard:
         self._length_norm = K1 * (1.0 - B + B * lengths.astype(np.float64) / average)
         self._statistics = statistics
         self._postings: dict[str, _Posting] = {}
+        self._spans: dict[str, slice] = {}
         self.num_passages = len(lengths)
         self._sums = np.zeros(self.num_passages)  # all zero between queries
 
+    def _span(self, term: str) -> slice:
+        """Where the term's postings stand; looking it up takes longer than most of what is done with them."""
+        if term not in self._spans:
+            place = _place(self._terms, term)
+            begin, end = (self._ends[place - 1] if place else 0, self._ends[place]) if place >= 0 else (0, 0)
+            self._spans[term] = slice(int(begin), int(end))
+        return self._spans[term]
+
+    def holding(self, name: Sequence[str]) -> np.ndarray:
+        """Rows, sorted, of the passages that hold a name: each of its words but for light ones (`weighty`).
+
+        Of a name without a weighty word there are none.
+        """
+        found = None
+        for word in self._statistics.weighty(name):
+            rows = self._rows[self._span(word)]
+            found = rows if found is None else common(found, rows)
+        return np.empty(0, np.int32) if found is None else np.asarray(found)
+
     def _posting(self, term: str) -> _Posting:
         if term not in self._postings:
-            place = _place(self._terms, term)
+            span = self._span(term)
             rows, impact = np.empty(0, np.int32), np.empty(0)
-            if place >= 0:
-                span = slice(int(self._ends[place - 1]) if place else 0, int(self._ends[place]))
+            if span.stop > span.start:
                 rows, tf = np.array(self._rows[span]), self._freqs[span].astype(np.float64)
                 impact = self._statistics.idf(term) * tf / (tf + self._length_norm[rows])
             self._postings[term] = _Posting(rows, impact, float(impact.max(initial=0.0)))

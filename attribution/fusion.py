@@ -2,6 +2,9 @@
 
     bm25      its share of the most that a passage can have: the sum of idf over the query's words
     match     how far it holds both sides of the fact (attribution/match.py)
+    names     what it has by other names of the two sides beyond that, as a share of both (attribution/names.py)
+    hop       how near it is to the passages that hold the one side best, and to those that hold the other: the smaller
+              of the two highest cosines, where a side that it holds itself counts as 1
     dense     the cosine, gradient likewise; 0 where it is negative
 
 No scale depends on the other candidates, so a signal that finds nothing says little: where no passage has the query's
@@ -14,24 +17,27 @@ measured yet (docs/method.md). Facts cut from the corpus, which they were fitted
 a fact's own passage has its words by construction (docs/log.md).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-MATCH = "match"
-WEIGHTS = {"bm25": 1.0, MATCH: 0.3, "dense": 0.3, "gradient": 0.3}
+MATCH, NAMES, HOP = "match", "names", "hop"
+OWN = {"bm25": 1.0, MATCH: 0.3}  # what words say
+WEIGHTS = OWN | {NAMES: sum(OWN.values()), HOP: 1.0, "dense": 0.3, "gradient": 0.3}
 
 
 def fusion_of(signals: Sequence[str]) -> dict[str, list]:
-    """The `signals` of an index and the match, and their `weights`, which sum to 1."""
-    names = [*signals, MATCH]
+    """What is summed for an index of these `signals`, and its `weights`, which sum to 1."""
+    names = [*signals, MATCH, NAMES, *([HOP] if "dense" in signals else [])]
     return {"signals": names, "weights": [WEIGHTS[name] / sum(WEIGHTS[n] for n in names) for name in names]}
 
 
-def scaled(signals: Sequence[str], scores: np.ndarray, most: float, matches: np.ndarray) -> np.ndarray:
-    """`[candidates, signals + 1]` from 0 to 1, of raw `scores` `[candidates, signals]`; the match is the last column.
+def scaled(parts: Mapping[str, np.ndarray], most: float, by_names: np.ndarray) -> dict[str, np.ndarray]:
+    """Each part `[candidates]` from 0 to 1, of raw signals and the match; NAMES is made of the evidence `by_names`.
 
     `most` is the sum of idf over the query's words.
     """
-    columns = [scores[:, i] / (most or 1.0) if name == "bm25" else scores[:, i] for i, name in enumerate(signals)]
-    return np.clip(np.column_stack([*columns, matches]), 0.0, 1.0)
+    shares = dict(parts) | {"bm25": parts["bm25"] / (most or 1.0)}
+    found = {name: np.clip(values, 0.0, 1.0) for name, values in shares.items()}
+    own = sum(weight * found[name] for name, weight in OWN.items()) / sum(OWN.values())
+    return found | {NAMES: np.clip(by_names - own, 0.0, 1.0)}

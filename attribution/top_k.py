@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from attribution.fusion import HOP, NAMES
+
 
 def top_k(scores: np.ndarray, tie_order: np.ndarray, k: int, above: float = -np.inf) -> np.ndarray:
     """Positions of the k highest of `scores` `[rows]` that are greater than `above`, best first.
@@ -21,4 +23,4 @@ def top_k(scores: np.ndarray, tie_order: np.ndarray, k: int, above: float = -np.
 
 def least_score(signal: str) -> float:
     """What a score must exceed to make a candidate: a passage that shares no word is no BM25 candidate."""
-    return 0.0 if signal == "bm25" else -np.inf
+    return 0.0 if signal in ("bm25", NAMES, HOP) else -np.inf

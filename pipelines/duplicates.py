@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from attribution.duplicates import THRESHOLD, Match, Near, Rarity, Seeds, group
 from pipelines import progress, resources
-from pipelines.search import read_statistics
+from pipelines.query import read_statistics
 from pipelines.stage import Done, Shard, run_stage
 from pipelines.storage import STAGES, OutputFolder, join, read_bytes, verified
 from schemas.jsonl import jsonl_bytes

@@ -21,16 +21,8 @@ from attribution.sequences import SENTINEL
 from pipelines import resources
 from pipelines.config import IndexConfig
 from pipelines.gradient import curvature_file, write_moment
-from pipelines.search import (
-    QUERY_MOMENTS,
-    Query,
-    embed_queries,
-    gradient_shards,
-    read_facts,
-    read_statistics,
-    statistics_of,
-    write_facts,
-)
+from pipelines.query import Query, read_facts, read_statistics, statistics_of, write_facts
+from pipelines.search import QUERY_MOMENTS, embed_queries, gradient_shards
 from pipelines.stage import run_stage
 from pipelines.storage import OutputFolder, join, localize, verified
 from schemas.manifest import FileInfo

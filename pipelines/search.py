@@ -1,6 +1,7 @@
-"""The search that `trace` asks for facts and `index` for its pseudo-facts: two Beam stages over an index's shards.
+"""The search of `trace`: Beam stages over an index's shards.
 
-  facts -> queries (a shard: an encoder or a checkpoint)          query vectors of all facts
+  facts -> follow  (pipelines/names.py)                           other names of what the facts speak of
+        -> queries (a shard: an encoder or a checkpoint)          query vectors of all facts
         -> score   (a shard: a shard of the index)                each signal's best, with all signals' scores
         -> merge_block (a block of facts)                         the best over all shards, ties by id
 
@@ -10,9 +11,7 @@ index do its candidates come from there, for all shards at once, with the querie
 """
 
 import itertools
-import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache, partial
 from pathlib import Path
@@ -22,104 +21,39 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from attribution import bm25, dense, tracin
+from attribution import dense, tracin
 from attribution.curvature import SecondMoment, Whitener, mix
 from attribution.embedding import embed
+from attribution.fusion import HOP, NAMES
 from attribution.sequences import encode_fact
 from attribution.top_k import least_score, top_k
 from pipelines import progress, resources
 from pipelines.gradient import encode_passages, extractor_of, load_curvature, open_rows, recipe_of
+from pipelines.names import ShardNames, follow, open_postings
+from pipelines.query import (
+    FACTS_PER_BLOCK,
+    Candidates,
+    Query,
+    ask,
+    combine,
+    fact_blocks,
+    read_facts,
+    tie_order,
+    tokenizer_of,
+    write_facts,
+)
 from pipelines.stage import Done, Shard, run_stage, total
-from pipelines.storage import STAGES, OutputFolder, join, localize, read_bytes, verified
+from pipelines.storage import STAGES, OutputFolder, join, localize, verified
 from schemas.errors import ArtifactMismatch, ConfigError
 from schemas.facts import asked, text_query
 from schemas.records import Fact
 from schemas.tables import CANDIDATES, parquet_bytes
 
-FACTS_PER_BLOCK = 256
 SHARDS_AT_ONCE = 64  # of candidates when they are merged: 256 facts' best 100 by three signals are 5 million rows
 VARIANTS_AT_ONCE = 4096  # of queries: 164 MB of scores with a shard of 10,000 passages
 ROWS_AT_ONCE = 256  # of features: 55 MB in float32 at a dim of 53,760, and as much whitened
-FACTS = f"{STAGES}/facts.jsonl"
 QUERY_MOMENTS = STAGES + "/queries/moment-{}.safetensors"
 WHITENERS = STAGES + "/queries/whitener-{}.safetensors"
-
-
-@dataclass(frozen=True)
-class Query:
-    """What a search asks of which index; small enough to travel with every shard."""
-
-    index: str
-    details: dict[str, Any]
-    text_query: str
-    top_k: int
-    scan: bool = False  # make the passages' gradients anew instead of reading them
-    where: str = ""  # FIELD=PATTERN: only passages whose field matches
-
-    @property
-    def signals(self) -> list[str]:
-        return self.details["signals"]
-
-    @property
-    def shards(self) -> list[dict[str, Any]]:
-        return self.details["shards"]
-
-
-@dataclass(frozen=True)
-class Candidates:
-    """One fact's candidates over the whole index: ids `[n]`, `starts` `[n]`, raw `scores` `[n, signals]`."""
-
-    passages: np.ndarray
-    example_ids: list[str]
-    starts: np.ndarray
-    scores: np.ndarray
-
-
-def write_facts(facts: list[Fact], output: OutputFolder) -> None:
-    rows = [json.dumps(fact.to_row()) for fact in facts]
-    output.write(FACTS, "\n".join(rows).encode(), len(facts))
-
-
-@lru_cache(maxsize=2)
-def read_facts(folder: str) -> list[Fact]:
-    return [Fact.from_row(json.loads(line)) for line in read_bytes(join(folder, FACTS)).split(b"\n")]
-
-
-def ask(facts: list[Fact]) -> tuple[list[Fact], list[int]]:
-    """(every fact's variants one after another, where each fact's begin and the last one's end)."""
-    variants, first = [], [0]
-    for fact in facts:
-        variants += asked(fact)
-        first.append(len(variants))
-    return variants, first
-
-
-def combine(scores: np.ndarray, facts: list[Fact]) -> np.ndarray:
-    """`[facts, rows]` of scores of their variants `[variants, rows]`: the mean or the highest, as each fact says."""
-    _, first = ask(facts)
-    if first[-1] == len(facts):
-        return scores
-    return np.stack(
-        [
-            scores[begin:end].max(axis=0) if fact.combine == "max" else scores[begin:end].mean(axis=0)
-            for fact, begin, end in zip(facts, first, first[1:], strict=False)
-        ]
-    )
-
-
-@lru_cache(maxsize=2)
-def read_statistics(index: str, name: str, num_passages: int, total_length: int) -> bm25.Statistics:
-    return bm25.Statistics.load(verified(index, name), num_passages, total_length)
-
-
-def statistics_of(query: Query) -> bm25.Statistics:
-    recorded = query.details["bm25"]
-    return read_statistics(query.index, recorded["statistics"], recorded["num_passages"], recorded["total_length"])
-
-
-def tokenizer_of(query: Query) -> bm25.Tokenize:
-    recorded = query.details["bm25"]
-    return resources.bm25_tokenizer(recorded["tokenizer"], recorded["stemming"])
 
 
 def gradient_shards(query: Query) -> list[Shard]:
@@ -241,10 +175,9 @@ class _ShardScorer:
         self.first = ask(facts)[1]
         self._made: np.ndarray | None = None
         self._made_from = 0
-        files = {name: verified(query.index, f"bm25/{self.name}/{name}") for name in bm25.SHARD_FILES}
-        self.postings = bm25.Shard(files, statistics_of(query))
+        self.postings = open_postings(query, self.name)
         self._vector_scores: dict[str, np.ndarray] = {}
-        self._proposed = None
+        self._proposed, vectors = None, None
         if "dense" in query.signals:
             self._dense = dense.ShardVectors(verified(query.index, f"dense/{self.name}.faiss"))
             if not np.array_equal(self._dense.ids, np.arange(self.offset, self.offset + self.rows)):
@@ -255,6 +188,8 @@ class _ShardScorer:
             # What is proposed may all be filtered out, so a filter asks all vectors.
             if "approximate" in query.details["dense"] and matching is None:
                 self._proposed = np.asarray(_load_queries(folder, "proposed"))
+            vectors = self._dense.vectors
+        self._followed = ShardNames(query, folder, facts, self.postings, vectors)
 
     def _variants(self, number: int) -> slice:
         return slice(self.first[number], self.first[number + 1])
@@ -299,6 +234,7 @@ class _ShardScorer:
     def open_block(self, block: slice) -> None:
         """Makes the scores of vectors `[facts of the block, rows]`."""
         self._begin, facts = block.start, self.facts[block]
+        self._followed.forget()
         asked_here = slice(self.first[block.start], self.first[block.stop])
         if "dense" in self.query.signals and self._proposed is None:
             scores = np.asarray(self._queries[asked_here]) @ self._dense.vectors.T
@@ -316,16 +252,23 @@ class _ShardScorer:
         return (words, 1) if fact.combine == "max" else ([list(itertools.chain(*words))], len(words))
 
     def best(self, signal: str, number: int) -> np.ndarray:
-        """Rows of the fact's `top_k` by a signal, among those that `--where` lets through."""
+        """Rows of the fact's `top_k` by a signal, among those that `--where` lets through.
+
+        Where vectors are searched approximately nothing is found by HOP alone.
+        """
+        if signal == HOP and self._proposed is not None:
+            return np.empty(0, np.int64)
         rows = self._rows(signal, number) if self.matching is None else self.matching
         scores = self.scores_at(signal, number, rows)
-        return rows[top_k(scores, self.tie_order[rows], self.query.top_k, least_score(signal))]
+        return rows[top_k(scores, self.tie_order[rows], self.query.depth(signal), least_score(signal))]
 
     def _rows(self, signal: str, number: int) -> np.ndarray:
         """Rows that hold the fact's `top_k` by a signal, as far as an approximate index proposes them."""
         if signal == "bm25":
             found = [self.postings.candidates(words, self.query.top_k) for words in self._words(number)[0]]
             return found[0] if len(found) == 1 else np.unique(np.concatenate(found))
+        if signal == NAMES:
+            return self._followed.names(number)[0]
         if signal == "dense" and self._proposed is not None:
             ends = (self.offset, self.offset + self.rows)
             found = [
@@ -340,6 +283,12 @@ class _ShardScorer:
             queries, divisor = self._words(number)
             found = [self.postings.scores_at(words, rows) for words in queries]
             return (found[0] if len(found) == 1 else np.max(found, axis=0)) / divisor
+        if signal == NAMES:
+            return _values_at(*self._followed.names(number), rows)
+        if signal == HOP:
+            if self._proposed is not None:
+                return self._followed.hop(number, rows)
+            return self._followed.hop(number)[rows]
         if signal == "dense" and self._proposed is not None:
             queries = np.asarray(self._queries[self._variants(number)])
             scores = self._dense.products(queries, np.broadcast_to(rows, (len(queries), len(rows))))
@@ -347,15 +296,12 @@ class _ShardScorer:
         return self._vector_scores[signal][number - self._begin, rows].astype(np.float64)
 
 
-def fact_blocks(num_facts: int) -> list[slice]:
-    return [slice(i, min(i + FACTS_PER_BLOCK, num_facts)) for i in range(0, num_facts, FACTS_PER_BLOCK)]
-
-
-def _tie_order(ids: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """Each row's place in the order of ids, then starts."""
-    order = np.empty(len(ids), dtype=np.int64)
-    order[sorted(range(len(ids)), key=lambda i: (ids[i], starts[i]))] = np.arange(len(ids))
-    return order
+def _values_at(known: np.ndarray, values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """The values of `rows` by the sorted rows that are known to have one; 0 for others."""
+    if not len(known):
+        return np.zeros(len(rows))
+    place = np.minimum(np.searchsorted(known, rows), len(known) - 1)
+    return np.where(known[place] == rows, values[place], 0.0)
 
 
 def score_shard(spec: dict[str, Any], folder: str, out: Path, query: Query) -> Done:
@@ -366,7 +312,7 @@ def score_shard(spec: dict[str, Any], folder: str, out: Path, query: Query) -> D
     ids, starts, matching = np.array(table["example_id"].to_pylist(), dtype=object), table["start"].to_numpy(), None
     if field:
         matching = np.flatnonzero([fnmatchcase(value, pattern) for value in table[field].to_pylist()])
-    scorer = _ShardScorer(query, spec, folder, facts, _tie_order(ids, starts), matching)
+    scorer = _ShardScorer(query, spec, folder, facts, tie_order(ids, starts), matching)
     place = out / STAGES / "candidates"
     place.mkdir(parents=True)
     written = {}
@@ -375,17 +321,17 @@ def score_shard(spec: dict[str, Any], folder: str, out: Path, query: Query) -> D
             scorer.open_block(block)
             parts: dict[str, list[np.ndarray]] = {"fact": [], "passage": [], "scores": []}
             for fact in range(block.start, block.stop):
-                rows = np.unique(np.concatenate([scorer.best(signal, fact) for signal in query.signals]))
+                rows = np.unique(np.concatenate([scorer.best(signal, fact) for signal in query.columns]))
                 parts["fact"].append(np.full(len(rows), fact))
                 parts["passage"].append(rows)
-                parts["scores"].append(np.stack([scorer.scores_at(s, fact, rows) for s in query.signals], 1))
+                parts["scores"].append(np.stack([scorer.scores_at(s, fact, rows) for s in query.columns], 1))
             rows, scores = np.concatenate(parts["passage"]), np.concatenate(parts["scores"])
             columns = [
                 pa.array(np.concatenate(parts["fact"])),
                 pa.array(rows + spec["offset"]),
                 pa.array(ids[rows], pa.string()),
                 pa.array(starts[rows]),
-                pa.FixedSizeListArray.from_arrays(pa.array(scores.ravel()), len(query.signals)).cast(
+                pa.FixedSizeListArray.from_arrays(pa.array(scores.ravel()), len(query.columns)).cast(
                     pa.list_(pa.float64())
                 ),
             ]
@@ -397,9 +343,10 @@ def score_shard(spec: dict[str, Any], folder: str, out: Path, query: Query) -> D
 
 
 def search(query: Query, facts: list[Fact], output: OutputFolder, beam_args: tuple[str, ...]) -> None:
-    """Runs both stages; `merge_block` then reads what they wrote."""
+    """Runs all stages; `merge_block` then reads what they wrote."""
     write_facts(facts, output)
     read_facts.cache_clear()  # the same folder may be searched again with other facts
+    follow(query, facts, output, beam_args)
     run_stage("queries", _query_shards(query), partial(embed_queries, query=query), output, beam_args)
     shards = [Shard(shard["name"], shard) for shard in query.shards]
     records = run_stage("score", shards, partial(score_shard, query=query), output, beam_args)
@@ -411,9 +358,9 @@ def search(query: Query, facts: list[Fact], output: OutputFolder, beam_args: tup
 
 
 def _best_of(query: Query, table: pa.Table) -> list[tuple[int, pa.Table, np.ndarray]]:
-    """(fact, its rows in the order of ids, their scores `[rows, signals]`): each signal's `top_k` of candidates."""
+    """(fact, its rows in the order of ids, their scores `[rows, columns]`): each column's best of candidates."""
     lists = table["signal_scores"].combine_chunks()
-    scores = lists.flatten().to_numpy().reshape(-1, len(query.signals))
+    scores = lists.flatten().to_numpy().reshape(-1, len(query.columns))
     fact_of = table["fact"].to_numpy()
     order = np.argsort(fact_of, kind="stable")
     found = []
@@ -423,13 +370,13 @@ def _best_of(query: Query, table: pa.Table) -> list[tuple[int, pa.Table, np.ndar
             least = np.partition(scores[rows], len(rows) - query.top_k, axis=0)[len(rows) - query.top_k]
             rows = rows[(scores[rows] >= least).any(axis=1)]
         here = table.take(rows)
-        tie_order = _tie_order(np.array(here["example_id"].to_pylist(), dtype=object), here["start"].to_numpy())
+        order_of = tie_order(np.array(here["example_id"].to_pylist(), dtype=object), here["start"].to_numpy())
         best = [
-            top_k(scores[rows, column], tie_order, query.top_k, least_score(signal))
-            for column, signal in enumerate(query.signals)
+            top_k(scores[rows, column], order_of, query.depth(signal), least_score(signal))
+            for column, signal in enumerate(query.columns)
         ]
         kept = np.unique(np.concatenate(best))
-        kept = kept[np.argsort(tie_order[kept])]
+        kept = kept[np.argsort(order_of[kept])]
         found.append((int(fact), here.take(kept), scores[rows[kept]]))
     return found
 
@@ -448,21 +395,10 @@ def merge_block(query: Query, folder: str, number: int, num_facts: int) -> Itera
         tables = [pq.read_table(localize(name)) for name in names[start : start + SHARDS_AT_ONCE]]
         kept = _best_of(query, pa.concat_tables([table for _, table, _ in kept] + tables).combine_chunks())
     by_fact = {fact: (table, scores) for fact, table, scores in kept}
-    nothing = (CANDIDATES.empty_table(), np.empty((0, len(query.signals))))
+    nothing = (CANDIDATES.empty_table(), np.empty((0, len(query.columns))))
     block = fact_blocks(num_facts)[number]
     for fact in range(block.start, block.stop):
         table, scores = by_fact.get(fact, nothing)
         yield Candidates(
             table["passage"].to_numpy(), table["example_id"].to_pylist(), table["start"].to_numpy(), scores
         )
-
-
-def read_passages(query: Query, ids: np.ndarray) -> dict[int, dict[str, Any]]:
-    """The passages of these ids, one shard's file after another."""
-    found: dict[int, dict[str, Any]] = {}
-    for shard in query.shards:
-        rows = ids[(ids >= shard["offset"]) & (ids < shard["offset"] + shard["rows"])]
-        if len(rows):
-            table = pq.read_table(verified(query.index, f"examples/{shard['name']}.parquet"))
-            found |= dict(zip(rows.tolist(), table.take(rows - shard["offset"]).to_pylist(), strict=True))
-    return found

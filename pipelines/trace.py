@@ -13,13 +13,15 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from attribution.fusion import MATCH
+from attribution.fusion import MATCH, NAMES
 from pipelines import progress, resources
 from pipelines.config import TraceConfig
 from pipelines.fused import Fuser
+from pipelines.names import read_names
+from pipelines.query import Query, fact_blocks, read_facts, read_passages, tokenizer_of
 from pipelines.requests import AskedRequest, ask_model, read_requests, requests_to_jsonl
 from pipelines.rerank import EXACT, read_exact, rerank, reranked
-from pipelines.search import Query, fact_blocks, merge_block, read_facts, read_passages, search, tokenizer_of
+from pipelines.search import merge_block, search
 from pipelines.stage import Done, Shard, library_versions, log_runner, run_stage, total
 from pipelines.storage import (
     STAGES,
@@ -52,7 +54,7 @@ def rank_block(spec: dict[str, Any], folder: str, out: Path, query: Query, exact
     """
     facts = read_facts(folder)
     block = fact_blocks(len(facts))[spec["block"]]
-    fuser = Fuser(query)
+    fuser = Fuser(query, read_names(folder, with_vectors=False))
     merged = list(merge_block(query, folder, spec["block"], len(facts)))
     texts = read_passages(query, np.unique(np.concatenate([c.passages for c in merged])))
     exact = read_exact(query, folder, spec["block"]) if exactly else [{} for _ in merged]
@@ -64,8 +66,9 @@ def rank_block(spec: dict[str, Any], folder: str, out: Path, query: Query, exact
                 fused = reranked(candidates, fused, fuser.weights, query.signals.index("gradient"), told)
             for rank, i in enumerate(fused.order, start=1):
                 passage, more = texts[int(candidates.passages[i])], told.get(int(candidates.passages[i]), {})
-                signals = dict(zip(query.signals, candidates.scores[i].tolist(), strict=True))
-                signals |= {MATCH: float(fused.columns[i, -1])} | ({EXACT: more["score"]} if more else {})
+                signals = dict(zip(query.columns, candidates.scores[i].tolist(), strict=True))
+                signals |= {name: float(fused.columns[i, fuser.names.index(name)]) for name in (MATCH, NAMES)}
+                signals |= {EXACT: more["score"]} if more else {}
                 proponents.append(
                     Proponent(
                         fact_id=fact.id,
@@ -79,6 +82,7 @@ def rank_block(spec: dict[str, Any], folder: str, out: Path, query: Query, exact
                         source=passage["source"],
                         sha256=passage["sha256"],
                         coverage=fused.coverage[i],
+                        names=fused.names[i],
                         tokens=tuple((begin, end, share) for begin, end, share in more.get("tokens", ())),
                         file=passage["file"],
                         row=passage["row"],

@@ -135,8 +135,10 @@ class Proponent:
     """A passage with its scores for one fact. Higher = more of a proponent, in every signal; rank counts from 1.
 
     `coverage` is the share of the text query's word weight (idf) that the passage holds, 0 to 1: the evidence that
-    `flag` asks a minimum of. `tokens` are (start, end, share) of the passage's tokens where the exact gradient was
-    taken: the shares sum to the signal `gradient_exact`. `file` and `row` are where the example stands in the corpus.
+    `flag` asks a minimum of. `names` are the other names of the fact's subject and object that it was found by, where
+    these say more than the fact's own words. `tokens` are (start, end, share) of the passage's tokens where the exact
+    gradient was taken: the shares sum to the signal `gradient_exact`. `file` and `row` are where the example stands in
+    the corpus.
     """
 
     fact_id: str
@@ -150,6 +152,7 @@ class Proponent:
     source: str
     sha256: str
     coverage: float = 0.0
+    names: tuple[str, ...] = ()
     tokens: tuple[tuple[int, int, float], ...] = ()
     file: str = ""
     row: int = 0
@@ -157,6 +160,7 @@ class Proponent:
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> Self:
         known = _known(cls, row)
+        known["names"] = tuple(known.get("names", ()))
         known["tokens"] = tuple((start, end, share) for start, end, share in known.get("tokens", ()))
         return cls(**known)
 

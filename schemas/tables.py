@@ -36,6 +36,8 @@ CANDIDATES = _schema(
     start=pa.int64(),
     signal_scores=pa.list_(pa.float64()),
 )
+# The passages that hold a side of a fact best, by BM25 of it alone; `side` is its place in a block of sides.
+ANCHORED = _schema(side=pa.int64(), passage=pa.int64(), example_id=pa.string(), start=pa.int64(), score=pa.float64())
 # Where the passages of a seeded sample stand, smallest key first; an index keeps it, so that an update reads no old id.
 SAMPLE = _schema(key=pa.binary(), shard=pa.string(), row=pa.int64())
 RANKINGS = _schema(
@@ -50,6 +52,7 @@ RANKINGS = _schema(
     source=pa.string(),
     sha256=pa.string(),
     coverage=pa.float64(),
+    names=pa.list_(pa.string()),
     tokens=pa.list_(pa.struct([("start", pa.int64()), ("end", pa.int64()), ("share", pa.float64())])),
     file=pa.string(),
     row=pa.int64(),

@@ -30,7 +30,6 @@ from bm25s.stopwords import STOPWORDS_EN
 
 from attribution.bm25 import word_tokenizer
 from attribution.embedding import embed, load_encoder
-from attribution.fusion import MATCH, scaled
 from bench.quality import metrics
 from bench.quality.data import Data, say
 from bench.quality.kept import Kept
@@ -40,7 +39,7 @@ from pipelines import index, progress, trace
 from pipelines.config import IndexConfig, TraceConfig
 from pipelines.evaluate import signal_ranking
 from pipelines.fused import Fuser
-from pipelines.search import Candidates
+from pipelines.query import Candidates
 from pipelines.stage import library_versions
 from pipelines.storage import delete_tree, read_manifest, read_rankings
 from schemas.facts import text_query
@@ -54,6 +53,7 @@ NUM_FACTS = {"small": 2000, "full": None}
 FACTS_AT_ONCE = 2000  # of a trace: its rankings hold every candidate's text
 SAME_OBJECT = ANY = 100  # candidates of FTRACE's protocol
 QUERIES = ("subject_object", "prompt_target")
+LEFT_OUT = ("match", "names", "hop", "dense")  # parts of the sum, one at a time
 ROOT = Path(__file__).parents[2]
 
 
@@ -144,7 +144,8 @@ def make_rankings(place: Path, index_folder: Path, data: Data, facts: list[Fact]
             scores = {f"bm25_{kind}": opened.bm25(texts[kind][number], rows) for kind in QUERIES}
             scores |= {f"bm25s_{kind}": outside.scores(texts[kind][number])[rows] for kind in QUERIES}
             scores["dense"] = opened.dense(vectors[number], rows)
-            both = np.stack([scores["bm25_subject_object"], scores["dense"]], axis=1)
+            nothing = np.zeros(len(rows))  # no other names: nothing was followed for these candidates
+            both = np.stack([scores["bm25_subject_object"], scores["dense"], nothing, nothing], axis=1)
             among = Candidates(rows, [data.ids[row] for row in rows], np.zeros(len(rows), dtype=np.int64), both)
             scores["fused"] = opened.fuser.fuse(fact, among, {row: {"text": data.texts[row]} for row in rows}).scores
             for name, values in scores.items():
@@ -172,7 +173,7 @@ def traced(
             for arm, signal in signals.items():
                 ranking = signal_ranking(by_fact.get(fact.id, []), signal, TOP)[:TOP]
                 found[arm].append([data.row_of[example] for example in ranking])
-            for left_out in ("match", "dense"):
+            for left_out in LEFT_OUT:
                 ranking = without(by_fact.get(fact.id, []), left_out, fact, fuser)[:TOP]
                 found[f"fused_without_{left_out}"].append([data.row_of[example] for example in ranking])
         delete_tree(output)
@@ -184,10 +185,10 @@ def without(proponents: list[Proponent], left_out: str, fact: Fact, fuser: Fuser
     if not proponents:
         return []
     most = sum(map(fuser.statistics.idf, fuser.tokenize(text_query(fact, "auto"))))
-    raw = np.array([[p.signals[name] for name in fuser.query.signals] for p in proponents])
-    columns = scaled(fuser.query.signals, raw, most, np.array([p.signals[MATCH] for p in proponents]))
+    columns = np.array([[p.signals[name] for name in fuser.names] for p in proponents])
+    columns[:, fuser.names.index("bm25")] /= most or 1.0
     weights = [0.0 if name == left_out else w for name, w in zip(fuser.names, fuser.weights, strict=True)]
-    scores = columns @ np.array(weights)
+    scores = np.clip(columns, 0.0, 1.0) @ np.array(weights)
     order = sorted(range(len(proponents)), key=lambda i: (-scores[i], proponents[i].example_id, proponents[i].start))
     return [p.example_id for p in best_per_example(proponents[i] for i in order)]
 

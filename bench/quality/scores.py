@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from attribution import bm25
 from attribution.dense import ShardVectors
 from pipelines.fused import Fuser
-from pipelines.search import Query, statistics_of, tokenizer_of
+from pipelines.query import Query, statistics_of, tokenizer_of
 from pipelines.storage import read_manifest, verified
 
 
@@ -21,7 +21,7 @@ class Opened:
     def __init__(self, folder: Path, row_of: dict[str, int]):
         self.details = read_manifest(str(folder), "index").details
         query = Query(str(folder), self.details, "auto", top_k=100)
-        self.tokenize, statistics, self.fuser = tokenizer_of(query), statistics_of(query), Fuser(query)
+        self.tokenize, statistics, self.fuser = tokenizer_of(query), statistics_of(query), Fuser(query, {})
         self.shards, self.offsets, examples, vectors = [], [], [], []
         for shard in query.shards:
             files = {name: verified(str(folder), f"bm25/{shard['name']}/{name}") for name in bm25.SHARD_FILES}

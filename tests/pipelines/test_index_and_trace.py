@@ -12,7 +12,7 @@ import pytest
 from attribution.dense import ShardVectors
 from pipelines import evaluate, index, trace
 from pipelines.config import EvaluateConfig, IndexConfig, TraceConfig
-from pipelines.search import Query, statistics_of, tokenizer_of
+from pipelines.query import Query, statistics_of, tokenizer_of
 from pipelines.stage import METRICS, RunShard
 from pipelines.storage import read_manifest, read_rankings
 from schemas.errors import ArtifactMismatch, ConfigError
