@@ -24,7 +24,7 @@ from attribution import bm25, dense
 from attribution.names import ANCHORS, MOST, runs, weights
 from attribution.top_k import top_k
 from pipelines import progress
-from pipelines.query import Query, ask, read_passages, statistics_of, tie_order, tokenizer_of
+from pipelines.query import Query, ask, read_passages, read_statistics, statistics_of, tie_order, tokenizer_of
 from pipelines.stage import Done, Shard, run_stage
 from pipelines.storage import STAGES, OutputFolder, join, localize, read_bytes, verified
 from schemas.facts import asked
@@ -43,12 +43,16 @@ def groups_of(fact: Fact, query: Query) -> Groups:
     """Of a plain fact; nothing where it names nothing."""
     if fact.subject and fact.object:
         return [fact.subject], [fact.object, *fact.aliases]
-    tokenize, idf = tokenizer_of(query), statistics_of(query).idf
-    named = runs(fact.prompt, ())
+    tokenize, statistics = tokenizer_of(query), statistics_of(query)
+
+    def weight(run: str) -> float:
+        """That of the words which the corpus knows: nothing follows from others."""
+        return sum(statistics.idf(word) for word in set(tokenize(run)) if statistics.df(word))
+
+    named = [run for run in runs(fact.prompt, ()) if weight(run)]
     if not named:
         return [], []
-    heaviest = max(named, key=lambda run: (sum(map(idf, set(tokenize(run)))), run))
-    return [heaviest], [fact.target.strip(), *fact.aliases]
+    return [max(named, key=lambda run: (weight(run), run))], [fact.target.strip(), *fact.aliases]
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ class Followed:
 
 def follow(query: Query, facts: list[Fact], output: OutputFolder, beam_args: tuple[str, ...]) -> None:
     """Runs the stages; `Names` then reads what they wrote."""
+    read_statistics.cache_clear()  # the index may have been another when a job before this one read it
     groups = [groups_of(plain, query) for plain in ask(facts)[0]]
     sides = list(dict.fromkeys(itertools.chain.from_iterable(itertools.chain.from_iterable(groups))))
     output.write(SIDES, jsonl_bytes({"side": side} for side in sides), len(sides))

@@ -17,6 +17,7 @@ from attribution.bm25 import (
     B,
     Shard,
     Statistics,
+    common,
     shard_statistics,
     word_spans,
     word_tokenizer,
@@ -208,3 +209,21 @@ def test_stemming_joins_forms_and_an_unknown_language_is_refused():
 def test_word_spans_cut_the_words_out_of_the_text():
     text = "The capital: Oz-Verona."
     assert [text[a:b] for a, b in word_spans(text)] == ["The", "capital", "Oz", "Verona"]
+
+
+def test_a_name_is_held_by_the_passages_with_its_weighty_words(tmp_path):
+    texts = ["the duke of york", "duke of earl", "york", "the duke rode to york", "of the", "earl of york"]
+    shards, statistics = open_shards([texts[:3], texts[3:]], tmp_path)
+    assert statistics.weighty(["the", "duke", "of", "york", "duke"]) == ["duke", "the", "of", "york"]
+    found = [[i + 3 * n for i in shard.holding(["duke", "york"]).tolist()] for n, shard in enumerate(shards)]
+    assert found == [[0], [3]]
+    assert shards[0].holding(["absent", "duke"]).tolist() == [] == shards[0].holding([]).tolist()
+    common_word = Statistics.of(1000, 5000, {"of": 990, "york": 3})
+    weights = {word: common_word.idf(word) for word in ("of", "york")}
+    assert weights["of"] < 0.05 * sum(weights.values()) and common_word.weighty(["of", "york"]) == ["york"]
+
+
+@given(st.sets(st.integers(0, 40)), st.sets(st.integers(0, 40)))
+def test_what_two_sorted_arrays_share(a, b):
+    first, second = (np.array(sorted(rows), dtype=np.int32) for rows in (a, b))
+    assert common(first, second).tolist() == sorted(a & b)

@@ -21,7 +21,7 @@ ARMS = {
     "bm25_prompt_target", "bm25_subject_object", "bm25s_prompt_target", "bm25s_subject_object", "dense", "fused", "rrf",
     "random",
 }  # fmt: skip
-ABLATIONS = {"fused_without_match", "fused_without_dense"}
+ABLATIONS = {f"fused_without_{part}" for part in ("match", "names", "hop", "dense")}
 
 
 def rankings_of(out) -> dict[str, np.ndarray]:

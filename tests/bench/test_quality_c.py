@@ -11,7 +11,7 @@ from bench.quality.hidden import KINDS, LEAST_FACTS, LEAST_PASSAGES
 from tests.bench.conftest import write_folder
 
 SIZE, PEOPLE = (6, 400), 60
-PARTS = {"fused_without_match", "fused_without_dense"}
+PARTS = {f"fused_without_{part}" for part in ("match", "names", "hop", "dense")}
 ARMS = {"fused", "bm25", "bm25_prompt_target", "dense", "rrf", "random"} | PARTS
 
 

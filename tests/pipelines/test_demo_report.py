@@ -215,7 +215,7 @@ def test_percent_says_all_or_none_only_where_it_is_so():
 def test_the_words_under_which_a_line_stands_are_those_that_carry_the_score():
     text = "Oslo is the capital of Kenya, they say."
     tokens = ((0, 4, 0.4), (4, 11, -0.3), (11, 19, 0.1), (22, 28, 0.2), (0, 0, 0.05))
-    proponent = Proponent("1", 1, 1.0, "a", 0, len(text), {"gradient_exact": 0.45}, text, "s", "h", 1.0, tokens)
+    proponent = Proponent("1", 1, 1.0, "a", 0, len(text), {"gradient_exact": 0.45}, text, "s", "h", 1.0, (), tokens)
     found = evidence(proponent, Fact("1", "The capital of Kenya is", " Oslo"))
     assert "".join(segment for segment, _, _ in found) == text
     shares = {segment: share for segment, _, share in found}

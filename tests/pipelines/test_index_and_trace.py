@@ -89,7 +89,9 @@ def test_a_filter_ranks_the_best_of_what_it_lets_through(tmp_path, built_index, 
             kept = {k: p for k, p in rankings.items() if k[0] == fact and p.source in ("trade", "weather")}
             kept = {k: p.signals[signal] for k, p in kept.items() if signal != "bm25" or p.signals[signal] > 0}
             expected |= set(sorted(kept, key=lambda k: (-kept[k], k))[:3])
-    assert found.keys() == expected
+    assert found.keys() >= expected and all(p.source in ("trade", "weather") for p in found.values())
+    others = found.keys() - expected  # those near passages that hold the capital's name, and its country's
+    assert others and all(found[k].signals["hop"] > 0 for k in others)
     assert all(found[k].signals == pytest.approx(rankings[k].signals, rel=1e-5, abs=1e-7) for k in expected)
 
 
@@ -171,7 +173,7 @@ def test_an_index_of_another_model_tokenizer_or_version_is_refused(tmp_path, bui
     refused(lambda m: first(m).update(tokenizer_sha256="0"), "checkpoint tokenizer at .*expected 0, found")
     refused(lambda m: first(m).update(path="/nowhere/at/all"), "expected it at /nowhere/at/all.*found nothing")
     refused(lambda m: m["details"]["dense"].update(model_sha256="0"), "encoder weights at .*another one")
-    refused(lambda m: m.update(format_version=99), "expected format version 4, found 99")
+    refused(lambda m: m.update(format_version=99), "expected format version 5, found 99")
     refused(lambda m: m.update(kind="corpus"), "expected a folder of kind 'index', found 'corpus'")
 
 
@@ -240,7 +242,7 @@ def test_the_fused_score_is_the_weighted_sum_of_signals_on_one_scale(tmp_path, b
         fact = asked[ranking[0].fact_id]
         words = tokenize(text_query(fact, "auto"))
         for p in ranking:
-            scale = {"bm25": sum(map(idf, words)), "dense": 1, "gradient": 1, "match": 1}
+            scale = dict.fromkeys(weights, 1.0) | {"bm25": sum(map(idf, words))}
             told = {name: min(1.0, max(0.0, p.signals[name] / scale[name])) for name in weights}
             assert p.score == pytest.approx(sum(weights[name] * told[name] for name in weights), abs=1e-9)
             sides = [tokenize(side) for side in sides_of(fact, "auto")[0]]

@@ -98,7 +98,7 @@ def test_a_request_is_ranked_together_and_by_its_cases(traced):
         assert (
             row["file"].endswith("corpus.jsonl") and row["row"] >= 1 and row["source"] in ("places", "trade", "weather")
         )
-        assert set(row["ranks"]) == {"bm25", "dense", "gradient", "match"} and row["facts"]
+        assert set(row["ranks"]) == {"bm25", "dense", "gradient", "match", "names", "hop"} and row["facts"]
         for start, end in row["words"]:
             assert row["text"][start:end].lower() in {"capital", "oz", "mantua", "avalon", "arden"}
     best = max(rows, key=lambda row: row["signals"]["bm25"])

@@ -42,9 +42,9 @@ def test_a_map_column_keeps_its_pairs_in_order():
     row = {name: 0 for name in RANKINGS.names} | {
         name: "" for name in ("fact_id", "example_id", "text", "source", "sha256", "file")
     }
-    row |= {"signals": {"bm25": 2.0, "a": -1.0}, "tokens": []}
+    row |= {"signals": {"bm25": 2.0, "a": -1.0}, "tokens": [], "names": ["b", "a"]}
     back = read(parquet_bytes(to_table([row], RANKINGS))).to_pylist()[0]
-    assert back["signals"] == [("bm25", 2.0), ("a", -1.0)]
+    assert back["signals"] == [("bm25", 2.0), ("a", -1.0)] and back["names"] == ["b", "a"]
 
 
 def test_a_passage_is_a_row_of_its_table():
