@@ -32,9 +32,11 @@ def outputs_of(asked: AskedRequest) -> list[str]:
     return [*(case.output for case in asked.cases), *asked.request.exemplars]
 
 
-def evidence_of(asked: AskedRequest, text: str) -> dict[str, Any]:
-    """What a passage's text shares with the request: its words, and runs of words with the outputs."""
-    words = content_words(" ".join([*(case.prompt for case in asked.cases), *outputs_of(asked)]))
+def evidence_of(asked: AskedRequest, text: str, names: Iterable[str] = ()) -> dict[str, Any]:
+    """What a passage's text shares with the request: its words and those of the other `names` that it was found by, and
+    runs of words with the outputs.
+    """
+    words = content_words(" ".join([*(case.prompt for case in asked.cases), *outputs_of(asked), *names]))
     runs, longest = overlap(text, outputs_of(asked))
     spans = [list(span) for span in matching_words(text, words)]
     return {"words": spans, "overlap": [list(span) for span in runs], "longest_overlap": longest}
@@ -68,7 +70,8 @@ def gather(asked: AskedRequest, rankings: dict[str, list[Proponent]], max_per_fa
         row |= {"text": p.text, "source": p.source, "file": p.file, "row": p.row, "sha256": p.sha256, "group": ""}
         row |= {"rank": p.rank, "score": p.score, "signals": p.signals, "ranks": ranks, "coverage": coverage[key]}
         row |= {"tokens": [list(token) for token in p.tokens], "facts": places[key], "labels": []}
-        rows.append(row | evidence_of(asked, p.text))
+        row |= {"names": list(p.names)}
+        rows.append(row | evidence_of(asked, p.text, p.names))
     return sorted(rows, key=lambda row: (-row["score"], row["example_id"], row["start"]))
 
 
@@ -96,7 +99,7 @@ def with_duplicates(
             continue
         row = {name: match[name] for name in ("example_id", "start", "end", "text", "source", "file", "row", "sha256")}
         row |= {"request_id": seed["request_id"], "rank": seed["rank"], "score": seed["score"], "signals": {}}
-        row |= {"ranks": {}, "coverage": seed["coverage"], "tokens": [], "facts": [], "labels": []}
+        row |= {"ranks": {}, "coverage": seed["coverage"], "tokens": [], "facts": [], "labels": [], "names": []}
         row |= {"duplicate_of": match["seed"], "similarity": match["similarity"], "renamed": match["renamed"]}
         added[example_id] = row | evidence_of(asked, match["text"])
     every = [*rows, *(added[example_id] for example_id in sorted(added))]

@@ -49,7 +49,7 @@ def passages(audit: Audit, request_id: str, example_id: str) -> list[dict[str, A
             shown
             | {"segments": with_classes(shown["segments"])}
             | {name: row[name] for name in ("source", "file", "row", "text", "rank")}
-            | {"signals": shown["found"][0]["signals"], "coverage": shown["found"][0]["coverage"]}
+            | {name: shown["found"][0][name] for name in ("signals", "coverage", "names")}
             | {"facts": shown["found"][0]["facts"], "similarity": finite(row.get("similarity"))}
         )
     return found

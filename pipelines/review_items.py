@@ -31,7 +31,7 @@ Spans = tuple[tuple[int, int], ...]
 REQUEST_FIELDS = frozenset({"request_id", "category", "cases", "exemplars", "said_by_model"})
 EVIDENCE_FIELDS = frozenset(
     ["request_id", "example_id", "start", "end", "text", "source", "file", "row", "sha256", "group", "rank", "score",
-     "signals", "ranks", "coverage", "tokens", "overlap", "words", "facts", "labels", "not_scored",
+     "signals", "ranks", "coverage", "names", "tokens", "overlap", "words", "facts", "labels", "not_scored",
      "proposal"]
 )  # fmt: skip
 
@@ -363,6 +363,7 @@ def passage_row(
                 "request": shown(row["request_id"]),
                 "signals": signal_rows(case, row),
                 "coverage": finite(row["coverage"]),
+                "names": [shown(name) for name in row["names"]],
                 "facts": [
                     {"id": shown(fact["fact_id"]), "rank": fact["rank"], "score": finite(fact["score"])}
                     for fact in row["facts"]

@@ -415,6 +415,7 @@ function evidence(passage) {
         make("th", { scope: "col" }, t("score")), make("th", { scope: "col" }, t("rank")))),
       make("tbody", {}, ...rows)));
     if (found.coverage !== null) part.append(make("p", { class: "note" }, t("coverage", { share: percent(found.coverage) })));
+    if (found.names.length) part.append(make("p", { class: "note" }, t("names"), " ", ...found.names.flatMap((name, n) => [n ? ", " : "", bdi(name)])));
     if (found.facts.length > 1) {
       part.append(make("details", { class: "note" }, make("summary", {}, t("facts")),
         make("ul", {}, ...found.facts.map((fact) => make("li", {}, bdi(t("fact", { ...fact, score: number(fact.score) })))))));

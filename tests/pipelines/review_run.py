@@ -60,6 +60,7 @@ def evidence(request_id: str, example_id: str, text: str, rank: int, **others: A
         "signals": {"bm25": 12.5 / rank, "dense": 0.9 - 0.02 * rank, "gradient": 0.31 / rank},
         "ranks": {"bm25": rank, "dense": rank + 1, "gradient": rank},
         "coverage": 1.0,
+        "names": [],
         "tokens": [[start, end, share] for (start, end), share in zip(words, (0.02, 0.11, 0.2), strict=False)],
         "overlap": [],
         "words": words,
