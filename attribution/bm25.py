@@ -178,6 +178,14 @@ def common(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return short[long[place] == short]
 
 
+def values_at(known: np.ndarray, values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """The values of `rows` by the sorted rows that are known to have one; 0 for others."""
+    if not len(known):
+        return np.zeros(len(rows))
+    place = np.minimum(np.searchsorted(known, rows), len(known) - 1)
+    return np.where(known[place] == rows, values[place], 0.0)
+
+
 @dataclass(frozen=True)
 class _Posting:
     """A term's passages in a shard, sorted, what it adds to the score of each, and the most of that."""

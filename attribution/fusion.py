@@ -3,8 +3,8 @@
     bm25      its share of the most that a passage can have: the sum of idf over the query's words
     match     how far it holds both sides of the fact (attribution/match.py)
     names     what it has by other names of the two sides beyond that, as a share of both (attribution/names.py)
-    hop       how near it is to the passages that hold the one side best, and to those that hold the other: the smaller
-              of the two highest cosines, where a side that it holds itself counts as 1
+    hop       how the less near of the two sides reaches it: 1 where it holds that side itself, the weight of another
+              name of it that it holds, or its highest cosine to the passages that hold that side best
     dense     the cosine, gradient likewise; 0 where it is negative
 
 No scale depends on the other candidates, so a signal that finds nothing says little: where no passage has the query's
@@ -28,7 +28,7 @@ WEIGHTS = OWN | {NAMES: sum(OWN.values()), HOP: 1.0, "dense": 0.3, "gradient": 0
 
 def fusion_of(signals: Sequence[str]) -> dict[str, list]:
     """What is summed for an index of these `signals`, and its `weights`, which sum to 1."""
-    names = [*signals, MATCH, NAMES, *([HOP] if "dense" in signals else [])]
+    names = [*signals, MATCH, NAMES, HOP]
     return {"signals": names, "weights": [WEIGHTS[name] / sum(WEIGHTS[n] for n in names) for name in names]}
 
 

@@ -24,7 +24,7 @@ from attribution import bm25, dense
 from attribution.names import ANCHORS, MOST, runs, weights
 from attribution.top_k import top_k
 from pipelines import progress
-from pipelines.query import Query, ask, read_passages, read_statistics, statistics_of, tie_order, tokenizer_of
+from pipelines.query import Query, ask, combine, read_passages, read_statistics, statistics_of, tie_order, tokenizer_of
 from pipelines.stage import Done, Shard, run_stage
 from pipelines.storage import STAGES, OutputFolder, join, localize, read_bytes, verified
 from schemas.facts import asked
@@ -240,13 +240,13 @@ class ShardNames:
         self._groups = [[groups_of(plain, query) for plain in asked(fact)] for fact in facts]
         self._facts = facts
         self._reached: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
-        self._near: dict[str, np.ndarray] = {}
+        self._hops: dict[str, np.ndarray] = {}
         self._last: dict[str, tuple[int, Any]] = {}  # what is asked twice: for candidates, then for scores
 
     def forget(self) -> None:
         """Before another block of facts: what is kept of a block is a float a passage and side."""
         self._reached.clear()
-        self._near.clear()
+        self._hops.clear()
 
     def names(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """(rows, sorted, that both sides of a fact reach, not both by their own name; the product of their weights)."""
@@ -287,39 +287,38 @@ class ShardNames:
         return self._reached[side]
 
     def hop(self, number: int, rows: np.ndarray | None = None) -> np.ndarray:
-        """Of passages `rows`, or all, how near they are to the anchors of both sides: the smaller of the two.
+        """Of passages `rows`, or all, how they are reached by the side of a fact that reaches them less.
 
-        A side's own is the highest cosine to one of its anchors, or 1 where the passage holds it.
+        A side reaches a passage by a name, as `names` has it, or by its highest cosine to one of the side's anchors.
         """
+        count = self._postings.num_passages if rows is None else len(rows)
         variants = [
-            np.min([np.max([self._nearness(side, rows) for side in group], axis=0) for group in pair], axis=0)
-            for pair in self._groups[number]
+            np.min([np.max([self._hop(side, rows) for side in group], axis=0) for group in pair], axis=0)
             if pair[0]
+            else np.zeros(count)
+            for pair in self._groups[number]
         ]
-        if not variants:
-            return np.zeros(self._postings.num_passages if rows is None else len(rows))
-        whole = np.zeros((len(self._groups[number]) - len(variants), len(variants[0])))
-        scores = np.concatenate([np.stack(variants), whole])
-        return scores.max(axis=0) if self._facts[number].combine == "max" else scores.mean(axis=0)
+        return combine(np.stack(variants), [self._facts[number]])[0]
 
-    def _nearness(self, side: str, rows: np.ndarray | None) -> np.ndarray:
+    def _hop(self, side: str, rows: np.ndarray | None) -> np.ndarray:
         if rows is not None:
-            return self._near_to(side, rows)
-        if side not in self._near:
-            self._near[side] = self._near_to(side, np.arange(self._postings.num_passages)).astype(np.float32)
-        return self._near[side]
+            return self._hop_to(side, rows)
+        if side not in self._hops:
+            self._hops[side] = self._hop_to(side, None).astype(np.float32)
+        return self._hops[side]
 
-    def _near_to(self, side: str, rows: np.ndarray) -> np.ndarray:
-        found, anchors = np.zeros(len(rows)), self._followed[side].anchors
-        if len(anchors) and len(rows):
-            vectors = self._vectors if len(rows) == self._postings.num_passages else self._vectors[rows]
-            found = np.clip((vectors @ np.asarray(anchors).T).max(axis=1).astype(np.float64), 0.0, 1.0)
-        holding = self._postings.holding(self._tokenize(side))
-        place = np.searchsorted(rows, holding)
-        inside = place < len(rows)
-        place, holding = place[inside], holding[inside]
-        found[place[rows[place] == holding]] = 1.0
-        return found
+    def _hop_to(self, side: str, rows: np.ndarray | None) -> np.ndarray:
+        found, anchors = np.zeros(self._postings.num_passages if rows is None else len(rows)), None
+        if self._vectors is not None:
+            anchors, vectors = self._followed[side].anchors, self._vectors if rows is None else self._vectors[rows]
+        if anchors is not None and len(anchors) and len(found):
+            found = (vectors @ np.asarray(anchors).T).max(axis=1).astype(np.float64)
+        reached, weights, _ = self._reach(side)
+        if rows is None:
+            found[reached] = np.maximum(found[reached], weights)
+        else:
+            found = np.maximum(found, bm25.values_at(reached, weights, rows))
+        return np.clip(found, 0.0, 1.0)
 
 
 def _joined(rows: list[np.ndarray], weights: list[np.ndarray], own: list[np.ndarray]) -> tuple[np.ndarray, ...]:

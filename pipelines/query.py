@@ -38,7 +38,7 @@ class Query:
     @property
     def columns(self) -> list[str]:
         """What every candidate is scored by: the signals, and what other names and passages about the fact say."""
-        return [*self.signals, NAMES, *([HOP] if "dense" in self.signals else [])]
+        return [*self.signals, NAMES, HOP]
 
     def depth(self, column: str) -> int:
         """How many of the best by a column become candidates."""

@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from attribution import dense, tracin
+from attribution.bm25 import values_at
 from attribution.curvature import SecondMoment, Whitener, mix
 from attribution.embedding import embed
 from attribution.fusion import HOP, NAMES
@@ -284,7 +285,7 @@ class _ShardScorer:
             found = [self.postings.scores_at(words, rows) for words in queries]
             return (found[0] if len(found) == 1 else np.max(found, axis=0)) / divisor
         if signal == NAMES:
-            return _values_at(*self._followed.names(number), rows)
+            return values_at(*self._followed.names(number), rows)
         if signal == HOP:
             if self._proposed is not None:
                 return self._followed.hop(number, rows)
@@ -294,14 +295,6 @@ class _ShardScorer:
             scores = self._dense.products(queries, np.broadcast_to(rows, (len(queries), len(rows))))
             return combine(scores, [self.facts[number]])[0].astype(np.float64)
         return self._vector_scores[signal][number - self._begin, rows].astype(np.float64)
-
-
-def _values_at(known: np.ndarray, values: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """The values of `rows` by the sorted rows that are known to have one; 0 for others."""
-    if not len(known):
-        return np.zeros(len(rows))
-    place = np.minimum(np.searchsorted(known, rows), len(known) - 1)
-    return np.where(known[place] == rows, values[place], 0.0)
 
 
 def score_shard(spec: dict[str, Any], folder: str, out: Path, query: Query) -> Done:

@@ -98,6 +98,12 @@ def rank_block(spec: dict[str, Any], folder: str, out: Path, query: Query, exact
     return Done({"in": len(merged), "proponents": len(proponents)}, rows)
 
 
+def approximations(query: Query) -> list[str]:
+    """What this trace leaves out beyond what its index does."""
+    searched = "approximate" in query.details.get("dense", {}) and not query.where
+    return ["hop: scored for the other signals' candidates, proposes none itself"] if searched else []
+
+
 def _join_parts(output: OutputFolder, blocks: int, rows: int) -> list[FileInfo]:
     """The blocks' parts as one file a format, one part in memory at a time."""
     names = [join(output.path, PARTS, f"{block:05d}") for block in range(blocks)]
@@ -201,7 +207,7 @@ def run(config: TraceConfig, beam_args: tuple[str, ...] = ()) -> Manifest:
                 "proponents": proponents,
                 "fact_ids": [fact.id for fact in facts],
                 "requests": [request.request_id for request in asked_for],
-                "approximations": index.details["approximations"],
+                "approximations": [*index.details["approximations"], *approximations(query)],
             },
             files=[*files, *_join_parts(output, len(blocks), proponents)],
         )

@@ -4,8 +4,11 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
+from attribution import dense
 from attribution.bm25 import word_tokenizer
 from attribution.names import MOST, OFTEN, OTHER, runs
 from pipelines import index, names, trace
@@ -148,31 +151,55 @@ def test_the_cut_into_shards_and_blocks_changes_nothing(tmp_path, monkeypatch, e
             assert other.score == pytest.approx(p.score, rel=1e-5)
 
 
+def assert_hops(found: dict, vectors: dict) -> None:
+    """Each passage's is the smaller of the two sides', from the unit vectors of all passages."""
+    about = {"King Edmund": ["explains-1", "plain-1"], "Narnia": ["explains-2", "plain-2"]}
+    named = {"states": (OTHER, OTHER), "also-1": (OTHER, 0.0), "also-2": (0.0, OTHER)}
+    named |= {f"rain-{n}": (OTHER * (OFTEN * 1 / 14) ** 0.5, 0.0) for n in range(2, 14)}  # January is in 13 passages
+    for example, p in found.items():
+        reached = [
+            1.0 if example in anchors else max(0.0, named.get(example, (0.0, 0.0))[side], *(
+                float(vectors[example] @ vectors[a]) for a in anchors)
+            )
+            for side, anchors in enumerate(about.values())
+        ]  # fmt: skip
+        assert p.signals["hop"] == pytest.approx(min(reached), abs=1e-5)
+
+
 def test_hop_is_the_nearness_to_passages_about_both_sides(tmp_path, encoder):
     folder = indexed(tmp_path, TEXTS, encoder=encoder)
     found = traced(tmp_path, folder, FACT)["f"]
-    vectors = vectors_of(folder)
-    about = {"King Edmund": ["explains-1", "plain-1"], "Narnia": ["explains-2", "plain-2"]}
-    for example, p in found.items():
-        near = [
-            1.0 if example in anchors else max(0.0, *(float(vectors[example] @ vectors[a]) for a in anchors))
-            for anchors in about.values()
-        ]
-        assert p.signals["hop"] == pytest.approx(min(near), abs=1e-5)
+    assert_hops(found, vectors_of(folder))
     assert found["explains-1"].signals["hop"] < 1  # it holds one side alone
 
 
 def vectors_of(folder: str) -> dict:
-    import pyarrow.parquet as pq
-
-    from attribution.dense import ShardVectors
-
     [shard] = read_manifest(folder, "index").details["shards"]
     ids = pq.read_table(f"{folder}/examples/{shard['name']}.parquet")["example_id"].to_pylist()
-    return dict(zip(ids, ShardVectors(f"{folder}/dense/{shard['name']}.faiss").vectors.copy(), strict=True))
+    return dict(zip(ids, dense.ShardVectors(f"{folder}/dense/{shard['name']}.faiss").vectors.copy(), strict=True))
 
 
 def test_nothing_of_the_stages_is_left_in_the_rankings(tmp_path):
     traced(tmp_path, indexed(tmp_path, TEXTS), FACT)
     left = Counter(path.name for path in (tmp_path / "rankings").rglob("*") if PLACE.split("/")[0] in str(path))
     assert not left
+
+
+def test_where_vectors_are_searched_approximately_hop_scores_what_the_others_propose(tmp_path, monkeypatch):
+    monkeypatch.setattr(dense, "APPROXIMATE_FROM", 500)
+    draw = np.random.default_rng(0)
+
+    def vector(text: str) -> list[float]:
+        return (draw.normal(size=16) + (8.0 if "Lion" in text else 0.0)).round(4).tolist()
+
+    texts = TEXTS | {f"filler-{n}": f"w{n % 7} w{n % 11} x{n}" for n in range(600)}
+    rows = [{"id": name, "text": text, "v": vector(text)} for name, text in texts.items()]
+    corpus = write_jsonl(tmp_path / "corpus.jsonl", rows)
+    options = {"embedding_field": "v", "passages_per_shard": 200}
+    made = index.run(IndexConfig(corpus=corpus, output=str(tmp_path / "index"), **options))
+    assert made.details["dense"]["search"] == "approximate"
+    found = traced(tmp_path, str(tmp_path / "index"), FACT | {"embedding": vector("")}, top_k=20)["f"]
+    assert found["states"].names == ("Old Lion", "Pearl of the Sea")
+    told = read_manifest(str(tmp_path / "rankings"), "rankings").details["approximations"]
+    assert "hop: scored for the other signals' candidates, proposes none itself" in told
+    assert_hops(found, {row["id"]: np.array(row["v"]) / np.linalg.norm(row["v"]) for row in rows})
