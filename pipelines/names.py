@@ -11,6 +11,7 @@ its target. What is found depends on the whole index, however it is cut into sha
 
 import itertools
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -33,6 +34,7 @@ from schemas.records import Fact
 from schemas.tables import ANCHORED, parquet_bytes
 
 SIDES_PER_BLOCK = 512
+BLOCKS_KEPT = 64  # in memory: a side's names are about 4 kB, so that they are 130 MB at most
 PLACE = f"{STAGES}/names"
 SIDES = f"{PLACE}/sides.jsonl"
 Groups = tuple[list[str], list[str]]  # what a fact's first and second side are called
@@ -70,7 +72,7 @@ def follow(query: Query, facts: list[Fact], output: OutputFolder, beam_args: tup
     sides = list(dict.fromkeys(itertools.chain.from_iterable(itertools.chain.from_iterable(groups))))
     output.write(SIDES, jsonl_bytes({"side": side} for side in sides), len(sides))
     _read_sides.cache_clear()  # the same folder may be asked again
-    read_names.cache_clear()
+    _read_block.cache_clear()
     shards = [Shard(shard["name"], shard) for shard in query.shards]
     blocks = [Shard(f"{number:05d}", {"block": number}) for number in range(len(_blocks(len(sides))))]
     for name, work, over in (
@@ -214,18 +216,33 @@ def name_block(spec: dict[str, Any], folder: str, out: Path, query: Query) -> Do
     return Done({"in": len(rows)}, {name: len(rows)})
 
 
-@lru_cache(maxsize=2)
-def read_names(folder: str, with_vectors: bool) -> dict[str, Followed]:
-    """By side; the vectors are memory-mapped."""
-    found = {}
-    for number in range(len(_blocks(len(_read_sides(folder))))):
-        vectors = np.empty((0, 0), np.float32)
-        if with_vectors:
-            vectors = np.load(localize(join(folder, f"{PLACE}/vectors.{number:05d}.npy")), mmap_mode="r")
-        for row in _rows(folder, "names", number):
-            names = [(name, weight) for name, weight in row["names"]]
-            found[row["side"]] = Followed(names, vectors[slice(*row["anchors"])])
-    return found
+@lru_cache(maxsize=BLOCKS_KEPT)
+def _read_block(folder: str, number: int, with_vectors: bool) -> list[Followed]:
+    vectors = np.empty((0, 0), np.float32)
+    if with_vectors:
+        vectors = np.load(localize(join(folder, f"{PLACE}/vectors.{number:05d}.npy")), mmap_mode="r")
+    return [
+        Followed([(name, weight) for name, weight in row["names"]], vectors[slice(*row["anchors"])])
+        for row in _rows(folder, "names", number)
+    ]
+
+
+class Names(Mapping[str, Followed]):
+    """What was found, by side; read block by block, the vectors memory-mapped."""
+
+    def __init__(self, folder: str, with_vectors: bool = False):
+        self._folder, self._with_vectors = folder, with_vectors
+        self._places = {side: place for place, side in enumerate(_read_sides(folder))}
+
+    def __getitem__(self, side: str) -> Followed:
+        block, place = divmod(self._places[side], SIDES_PER_BLOCK)
+        return _read_block(self._folder, block, self._with_vectors)[place]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
 
 
 class ShardNames:
@@ -236,29 +253,29 @@ class ShardNames:
 
     def __init__(self, query: Query, folder: str, facts: list[Fact], postings: bm25.Shard, vectors: np.ndarray | None):
         self._query, self._postings, self._vectors = query, postings, vectors
-        self._followed, self._tokenize = read_names(folder, vectors is not None), tokenizer_of(query)
+        self._followed, self._tokenize = Names(folder, vectors is not None), tokenizer_of(query)
         self._groups = [[groups_of(plain, query) for plain in asked(fact)] for fact in facts]
         self._facts = facts
         self._reached: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
         self._hops: dict[str, np.ndarray] = {}
-        self._last: dict[str, tuple[int, Any]] = {}  # what is asked twice: for candidates, then for scores
+        self._names: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def forget(self) -> None:
         """Before another block of facts: what is kept of a block is a float a passage and side."""
         self._reached.clear()
         self._hops.clear()
+        self._names.clear()
 
     def names(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """(rows, sorted, that both sides of a fact reach, not both by their own name; the product of their weights)."""
-        if self._last.get("names", (-1,))[0] == number:
-            return self._last["names"][1]
-        found = [self._of_pair(*(self._reach_any(group) for group in pair)) for pair in self._groups[number]]
-        rows = np.unique(np.concatenate([rows for rows, _ in found]))
-        best = np.zeros(len(rows))
-        for here, scores in found:
-            np.maximum.at(best, np.searchsorted(rows, here), scores)
-        self._last["names"] = (number, (rows, best))
-        return rows, best
+        if number not in self._names:  # asked twice: for candidates, then for their scores
+            found = [self._of_pair(*(self._reach_any(group) for group in pair)) for pair in self._groups[number]]
+            rows = np.unique(np.concatenate([rows for rows, _ in found]))
+            best = np.zeros(len(rows))
+            for here, scores in found:
+                np.maximum.at(best, np.searchsorted(rows, here), scores)
+            self._names[number] = (rows, best)
+        return self._names[number]
 
     def _of_pair(self, first: tuple[np.ndarray, ...], second: tuple[np.ndarray, ...]) -> tuple[np.ndarray, np.ndarray]:
         rows = bm25.common(first[0], second[0])

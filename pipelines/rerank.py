@@ -21,7 +21,7 @@ from attribution.sequences import encode_example, encode_fact
 from pipelines import progress
 from pipelines.fused import Fused, Fuser
 from pipelines.gradient import NO_TOKENS, extractor_of, recipe_of
-from pipelines.names import read_names
+from pipelines.names import Names
 from pipelines.query import Candidates, Query, ask, fact_blocks, read_facts, read_passages
 from pipelines.search import merge_block
 from pipelines.stage import Done, Shard, run_stage
@@ -44,7 +44,7 @@ def _token_spans(tokenizer: Any, text: str, count: int) -> list[tuple[int, int]]
 def exact_block(spec: dict[str, Any], folder: str, out: Path, query: Query, checkpoint: int, count: int) -> Done:
     """A line a fact: its shortlist's passages with their cosines and, of plain text, what each token adds."""
     row = query.details["gradient"]["checkpoints"][checkpoint]
-    fuser = Fuser(query, read_names(folder, with_vectors=False))
+    fuser = Fuser(query, Names(folder))
     facts = read_facts(folder)
     block = fact_blocks(len(facts))[spec["block"]]
     extractor = extractor_of(row, recipe_of(query.details), query.index)

@@ -17,7 +17,7 @@ from attribution.fusion import MATCH, NAMES
 from pipelines import progress, resources
 from pipelines.config import TraceConfig
 from pipelines.fused import Fuser
-from pipelines.names import read_names
+from pipelines.names import Names
 from pipelines.query import Query, fact_blocks, read_facts, read_passages, tokenizer_of
 from pipelines.requests import AskedRequest, ask_model, read_requests, requests_to_jsonl
 from pipelines.rerank import EXACT, read_exact, rerank, reranked
@@ -54,7 +54,7 @@ def rank_block(spec: dict[str, Any], folder: str, out: Path, query: Query, exact
     """
     facts = read_facts(folder)
     block = fact_blocks(len(facts))[spec["block"]]
-    fuser = Fuser(query, read_names(folder, with_vectors=False))
+    fuser = Fuser(query, Names(folder))
     merged = list(merge_block(query, folder, spec["block"], len(facts)))
     texts = read_passages(query, np.unique(np.concatenate([c.passages for c in merged])))
     exact = read_exact(query, folder, spec["block"]) if exactly else [{} for _ in merged]

@@ -13,7 +13,7 @@ from attribution.bm25 import word_tokenizer
 from attribution.names import MOST, OFTEN, OTHER, runs
 from pipelines import index, names, trace
 from pipelines.config import IndexConfig, TraceConfig
-from pipelines.names import PLACE, follow, groups_of, read_names
+from pipelines.names import PLACE, Names, follow, groups_of
 from pipelines.query import Query, write_facts
 from pipelines.storage import OutputFolder, read_manifest, read_rankings
 from schemas.facts import parse_facts
@@ -112,7 +112,7 @@ def followed(folder: Path, index_folder: str, row: dict) -> dict:
     with OutputFolder(str(folder / "out"), {}) as output:
         write_facts(facts, output)
         follow(query, facts, output, ())
-        return read_names(output.path, "dense" in query.signals)
+        return dict(Names(output.path))
 
 
 def test_names_and_their_weights_are_those_of_a_count_over_all_texts(tmp_path):
