@@ -3,8 +3,8 @@
     bm25      its share of the most that a passage can have: the sum of idf over the query's words
     match     how far it holds both sides of the fact (attribution/match.py)
     names     what it has by other names of the two sides beyond that, as a share of both (attribution/names.py)
-    hop       how the less near of the two sides reaches it: 1 where it holds that side itself, the weight of another
-              name of it that it holds, or its highest cosine to the passages that hold that side best
+    hop       how the less near of the two sides reaches it: 1 where it holds that side itself, most of the weight of
+              another name of it that it holds, or its highest cosine to the passages that hold that side best
     dense     the cosine, gradient likewise; 0 where it is negative
 
 No scale depends on the other candidates, so a signal that finds nothing says little: where no passage has the query's

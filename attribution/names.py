@@ -28,6 +28,7 @@ from attribution.match import Words
 ANCHORS = 30  # passages that names are taken from
 MOST = 50  # names of a thing
 OTHER, OFTEN = 0.8, 4
+NEARNESS = 0.7  # of its weight, that a name counts among cosines: those of what is meant are 0.3 to 0.5
 LEAST = 0.1  # a name of less weight is none: it stands with the thing in less than a 256th of its passages
 SMALL, BETWEEN = 3, 2  # letters of a word in small letters that may stand inside a name, and how many of them
 INITIAL = 2  # letters after which a full stop ends no sentence

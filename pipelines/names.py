@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from attribution import bm25, dense
-from attribution.names import ANCHORS, MOST, runs, weights
+from attribution.names import ANCHORS, MOST, NEARNESS, runs, weights
 from attribution.top_k import top_k
 from pipelines import progress
 from pipelines.query import Query, ask, combine, read_passages, read_statistics, statistics_of, tie_order, tokenizer_of
@@ -306,7 +306,8 @@ class ShardNames:
     def hop(self, number: int, rows: np.ndarray | None = None) -> np.ndarray:
         """Of passages `rows`, or all, how they are reached by the side of a fact that reaches them less.
 
-        A side reaches a passage by a name, as `names` has it, or by its highest cosine to one of the side's anchors.
+        A side reaches a passage with 1 by its own name, with NEARNESS of its weight by another one, or by the passage's
+        highest cosine to one of the side's anchors.
         """
         count = self._postings.num_passages if rows is None else len(rows)
         variants = [
@@ -330,7 +331,8 @@ class ShardNames:
             anchors, vectors = self._followed[side].anchors, self._vectors if rows is None else self._vectors[rows]
         if anchors is not None and len(anchors) and len(found):
             found = (vectors @ np.asarray(anchors).T).max(axis=1).astype(np.float64)
-        reached, weights, _ = self._reach(side)
+        reached, weights, own = self._reach(side)
+        weights = np.where(own, 1.0, NEARNESS * weights)
         if rows is None:
             found[reached] = np.maximum(found[reached], weights)
         else:

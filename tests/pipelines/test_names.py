@@ -10,7 +10,7 @@ import pytest
 
 from attribution import dense
 from attribution.bm25 import word_tokenizer
-from attribution.names import MOST, OFTEN, OTHER, runs
+from attribution.names import MOST, NEARNESS, OFTEN, OTHER, runs
 from pipelines import index, names, trace
 from pipelines.config import IndexConfig, TraceConfig
 from pipelines.names import PLACE, Names, follow, groups_of
@@ -154,8 +154,9 @@ def test_the_cut_into_shards_and_blocks_changes_nothing(tmp_path, monkeypatch, e
 def assert_hops(found: dict, vectors: dict) -> None:
     """Each passage's is the smaller of the two sides', from the unit vectors of all passages."""
     about = {"King Edmund": ["explains-1", "plain-1"], "Narnia": ["explains-2", "plain-2"]}
-    named = {"states": (OTHER, OTHER), "also-1": (OTHER, 0.0), "also-2": (0.0, OTHER)}
-    named |= {f"rain-{n}": (OTHER * (OFTEN * 1 / 14) ** 0.5, 0.0) for n in range(2, 14)}  # January is in 13 passages
+    near = NEARNESS * OTHER
+    named = {"states": (near, near), "also-1": (near, 0.0), "also-2": (0.0, near)}
+    named |= {f"rain-{n}": (near * (OFTEN * 1 / 14) ** 0.5, 0.0) for n in range(2, 14)}  # January is in 13 passages
     for example, p in found.items():
         reached = [
             1.0 if example in anchors else max(0.0, named.get(example, (0.0, 0.0))[side], *(
