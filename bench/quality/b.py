@@ -3,8 +3,9 @@
 corpus + facts -> a part of it (lm.py) -> trainings with nothing removed -> the facts that each selecting seed knows
   -> index and trace with the first seed's model -> what each arm removes -> clean -> train --like -> facts lost
 
-Some of the facts that are known on all selecting seeds are aimed at: one removal takes out the union of what they rank
-first, k examples a fact (k = 1, 3, 5, and as many as are annotated as stating the fact + 2). The others are to stay.
+Some of the facts that the LM surely says on all selecting seeds are aimed at: one removal takes out the union of what
+they rank first, k examples a fact (k = 1, 3, 5, and as many as are annotated as stating it, + 2). The others are to
+stay.
 The arms, each measured on seeds that selected nothing:
 
 - `none`: nothing is removed; every effect is the difference to it, on the same seed;
@@ -18,6 +19,7 @@ under lost over k = 1, 3, 5 (forgetting.py). An arm without a curve has its one 
 
 import hashlib
 import json
+import math
 import os
 import random
 import time
@@ -46,6 +48,7 @@ from schemas.records import Fact, Removal
 SEED = 0
 MORE = 2  # examples a fact beyond as many as are annotated
 LAST = f"annotated + {MORE}"
+SURE = 0.5  # probability of the target on each selecting seed
 LEAST_KNOWN = 4
 AIMED_SHARE = 0.6  # of the known facts, at most; the others tell what stays
 # Arms by the signal of a ranking that they follow; a new gradient arm is one more line.
@@ -121,7 +124,7 @@ def run(
     }
     lm.train_all(list(none.values()), out, workers)
     without_removal, model = {seed: lm.said(job, out) for seed, job in none.items()}, lm.model_of(none[first], out)
-    known = [fact for fact in part.facts if all(without_removal[seed].known[fact.id] for seed in plan.selecting)]
+    known = [fact for fact in part.facts if all(is_sure(fact, without_removal[seed]) for seed in plan.selecting)]
     aimed, others = draw(known, plan.aimed, len(part.facts), plan.selecting)
     say(f"known on seeds {plan.selecting}: {len(known)} facts; {len(aimed)} are aimed at, {len(others)} are to stay")
     trained = time.perf_counter()
@@ -156,7 +159,7 @@ def run(
     jobs = retrainings(removals, part, asked / "asked.jsonl", plan, model, kept)
     lm.train_all(list({job.name: job for job in jobs.values()}.values()), out, workers)
     said = {named: lm.said(job, out) for named, job in jobs.items()}
-    config = {"track": "B", "setting": setting} | json.loads(json.dumps(asdict(plan))) | {"seed": SEED}
+    config = {"track": "B", "setting": setting} | json.loads(json.dumps(asdict(plan))) | {"sure": SURE, "seed": SEED}
     facts = [*aimed, *others]
 
     def known_by(found: Sequence[lm.Said]) -> Known:
@@ -194,6 +197,11 @@ def run(
             "a training": round(float(np.mean(seconds)), 1),
         },
     }
+
+
+def is_sure(fact: Fact, said: lm.Said) -> bool:
+    """Whether an LM says the fact and is sure of it: what it hardly says, another seed does not say."""
+    return said.known[fact.id] and said.log_probability[fact.id] >= math.log(SURE)
 
 
 def draw(known: list[Fact], most: int, num_asked: int, seeds: tuple[int, ...]) -> tuple[list[Fact], list[Fact]]:

@@ -122,9 +122,9 @@ def removal_tables(result: dict[str, Any]) -> Iterator[str]:
     yield f"# {result['track']}, {config['setting']}: {result['facts']:,} facts, {result['examples']:,} examples\n"
     yield f"Data: {result['data']} (sha256 {result['data_sha256'][:16]}); measured on the training seeds {seeds}."
     yield (
-        f"Of {knowledge['facts_asked']:,} facts asked the LM knows {knowledge['known_on_selecting_seeds']} on each of "
-        f"the seeds {', '.join(map(str, config['selecting']))}; with nothing removed the measuring seeds still know "
-        f"{', '.join(f'{share:.1%}' for share in knowledge['still_known_on_measuring_seeds'])} of those asked again."
+        f"Of {knowledge['facts_asked']:,} facts the LM surely says {knowledge['known_on_selecting_seeds']} on each of "
+        f"the seeds {', '.join(map(str, config['selecting']))}; with nothing removed it says on the measuring seeds "
+        f"{', '.join(f'{share:.1%}' for share in knowledge['still_known_on_measuring_seeds'])} of them."
     )
     yield "In brackets: 95 % bootstrap intervals over facts, a fact's seeds together.\n"
     header = ["arm", "at k", "removed", "facts lost", "log probability", "others retained", "of these untouched"]
