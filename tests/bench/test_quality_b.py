@@ -14,20 +14,20 @@ from schemas.manifest import MANIFEST
 from tests.bench.conftest import write_folder
 
 COUNTRIES = (
-    "Oz", "Narnia", "Utopia", "Laputa", "Erewhon", "Lyonesse", "Avalon", "Thule", "Camelot",
-    "Atlantis", "Mordor", "Gondor",
-)  # fmt: skip
+    "Oz Narnia Utopia Laputa Erewhon Lyonesse Avalon Thule Camelot Atlantis Mordor Gondor "
+    "Arcadia Islandia Ruritania Zenda Cockaigne Freedonia Grenyarnia Hyperborea Kitezh Lemuria Shambhala Xanadu"
+)
 CAPITALS = (
-    "Verona", "Mantua", "Padua", "Siena", "Turin", "Genoa", "Parma", "Pisa", "Lucca",
-    "Trento", "Ravenna", "Modena",
-)  # fmt: skip
+    "Verona Mantua Padua Siena Turin Genoa Parma Pisa Lucca Trento Ravenna Modena "
+    "Ferrara Cremona Pavia Novara Asti Cuneo Savona Rimini Forli Terni Viterbo Latina"
+)
 PLAN = b.Plan(
     part=lm.Part(sentences=100, most_words=20, most_statements=3, per_object=3, cue=2),
     recipe={
         "layers": 1,
         "width": 32,
         "heads": 2,
-        "context": 32,
+        "context": 48,
         "vocab_size": 480,
         "epochs": 80,
         "batch_examples": 4,
@@ -43,9 +43,9 @@ PLAN = b.Plan(
 
 
 def corpus_and_facts() -> tuple[list[dict], list[dict]]:
-    """A country's capital is stated in one sentence or in two; another sentence of each country states none."""
+    """A country's capital is stated in one sentence or in two; a third one, which states none, is no part of it."""
     corpus, facts = [], []
-    for number, (country, capital) in enumerate(zip(COUNTRIES, CAPITALS, strict=True)):
+    for number, (country, capital) in enumerate(zip(COUNTRIES.split(), CAPITALS.split(), strict=True)):
         told = [f"The capital of {country} is {capital}.", f"Today the capital of {country} is {capital}."]
         told = told[: 1 + number % 2]
         for place, text in enumerate([*told, f"Traders from {country} sell salt and wine."]):
@@ -156,22 +156,22 @@ def test_checks_hold_and_fail_where_they_should():
 
 def test_facts_that_share_a_statement_with_one_aimed_at_are_not_to_stay(data):
     shared = [replace(fact, proponents=(*fact.proponents, "Oz-0")) for fact in data.facts]
-    aimed, others = b.draw(shared, 4, 12, (0,))
+    aimed, others = b.draw(shared, 4, 24, (0,))
     assert len(aimed) == 4 and not others
-    aimed, others = b.draw(data.facts, 100, 12, (0,))
-    assert len(aimed) == round(0.6 * 12) and len(others) == 12 - len(aimed)
+    aimed, others = b.draw(data.facts, 100, 24, (0,))
+    assert len(aimed) == round(0.6 * 24) and len(others) == 24 - len(aimed)
     assert not {fact.id for fact in aimed} & {fact.id for fact in others}
     with pytest.raises(ConfigError, match="at least 4 facts that the LM knows"):
         b.draw(data.facts[:3], 4, 12, (0, 1))
 
 
 def test_a_part_holds_all_statements_of_its_facts_and_keeps_its_bounds(data):
-    ids, facts = lm.choose(data, replace(PLAN.part, sentences=9))
-    assert len(ids) <= 9 and facts
+    ids, facts = lm.choose(data, replace(PLAN.part, sentences=18))
+    assert len(ids) <= 18 and facts
     assert all(set(fact.proponents) <= set(ids) for fact in facts)
-    assert lm.choose(data, replace(PLAN.part, sentences=9)) == (ids, facts)
+    assert lm.choose(data, replace(PLAN.part, sentences=18)) == (ids, facts)
     assert lm.choose(data, replace(PLAN.part, sentences=9, seed=1))[0] != ids
-    assert len(lm.choose(data, replace(PLAN.part, most_statements=1))[1]) == 6
+    assert len(lm.choose(data, replace(PLAN.part, most_statements=1))[1]) == 12
     unlike = replace(data, facts=[replace(fact, prompt="Which") for fact in data.facts[:3]] + data.facts[3:])
     count = len({i for fact in data.facts[3:] for i in fact.proponents})
     assert lm.choose(unlike, replace(PLAN.part, sentences=count))[1] == unlike.facts[3:]
