@@ -23,7 +23,6 @@ import math
 import os
 import random
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -45,7 +44,7 @@ from schemas.jsonl import jsonl_bytes
 from schemas.manifest import FORMAT_VERSION, MANIFEST
 from schemas.records import Fact, Removal
 
-SEED = 0
+SEED, FACTS = 0, "facts.jsonl"
 MORE = 2  # examples a fact beyond as many as are annotated
 LAST = f"annotated + {MORE}"
 SURE = 0.5  # probability of the target on each selecting seed
@@ -102,6 +101,18 @@ SETTINGS = {
 }
 
 
+@dataclass(frozen=True, eq=False)
+class Selected:
+    """The part of the data that the LM reads, its trainings with nothing removed by seed, and what they know."""
+
+    part: Data
+    none: dict[int, lm.Training]
+    said: dict[int, lm.Said]
+    known: int
+    aimed: list[Fact]
+    others: list[Fact]
+
+
 def run(
     setting: str, data: Data, out: Path, encoder: str = "", plan: Plan | None = None, workers: int | None = None
 ) -> dict[str, Any]:
@@ -110,82 +121,31 @@ def run(
     start, out, plan = time.perf_counter(), out.resolve(), plan or SETTINGS[setting]
     workers = len(os.sched_getaffinity(0)) if workers is None else workers
     encoder, encoder_version = (encoder, "given") if encoder else a1.default_encoder()
-    kept, seeds = Kept(out), (*plan.selecting, *plan.measuring)
-    key = {"data_sha256": data.sha256, "part": asdict(plan.part), "code_sha256": a1.code_sha256()}
-    place = kept.folder("part", key, lambda place: lm.write_part(data, plan.part, place))
-    part = lm.read_part(place, data)
-    say(f"the LM reads {len(part.ids)} sentences, and is asked the {len(part.facts)} facts that they state")
-    first = plan.selecting[0]
-    none = {
-        seed: lm.training(
-            f"train_none_seed{seed}", part, place / "facts.jsonl", seed, plan.recipe, keeps_model=seed == first
-        )
-        for seed in seeds
-    }
-    lm.train_all(list(none.values()), out, workers)
-    without_removal, model = {seed: lm.said(job, out) for seed, job in none.items()}, lm.model_of(none[first], out)
-    known = [fact for fact in part.facts if all(is_sure(fact, without_removal[seed]) for seed in plan.selecting)]
-    aimed, others = draw(known, plan.aimed, len(part.facts), plan.selecting)
-    say(f"known on seeds {plan.selecting}: {len(known)} facts; {len(aimed)} are aimed at, {len(others)} are to stay")
-    trained = time.perf_counter()
-    asked = kept.folder(
-        "facts",
-        {"data_sha256": part.sha256, "aimed": [fact.id for fact in aimed], "others": [fact.id for fact in others]},
-        lambda place: write_facts(place, aimed, others),
-    )
     versions = library_versions() | {"encoder": encoder_version}
-    key = none[first].key | {"encoder": encoder_version, "code_sha256": a1.code_sha256(), "format": FORMAT_VERSION}
-
-    def make_index(place: Path) -> None:
-        if not (place / "index" / MANIFEST).is_file():
-            index.run(
-                IndexConfig(
-                    corpus=part.corpus,
-                    output=str(place / "index"),
-                    checkpoints=(model,),
-                    encoder=encoder,
-                    max_tokens=plan.recipe["context"] - 2,
-                    seed=SEED,
-                )
-            )
-
-    index_folder = kept.folder("index", key, make_index) / "index"
-    key |= {"aimed": [fact.id for fact in aimed], "ranked": plan.ranked, "versions": versions}
-    ranked_in = kept.folder(
-        "rankings", key, lambda place: make_rankings(place, index_folder, asked / "aimed.jsonl", plan.ranked)
-    )
-    removals = removals_of(json.loads((ranked_in / "rankings.json").read_text()), aimed, part, plan.ks)
+    found = select(data, plan, out, workers)
+    trained = time.perf_counter()
+    index_folder, rankings = rank(found, plan, out, encoder, versions)
+    removals = removals_of(rankings, found.aimed, found.part, plan.ks)
     ranked = time.perf_counter()
-    jobs = retrainings(removals, part, asked / "asked.jsonl", plan, model, kept)
-    lm.train_all(list({job.name: job for job in jobs.values()}.values()), out, workers)
-    said = {named: lm.said(job, out) for named, job in jobs.items()}
-    config = {"track": "B", "setting": setting} | json.loads(json.dumps(asdict(plan))) | {"sure": SURE, "seed": SEED}
-    facts = [*aimed, *others]
-
-    def known_by(found: Sequence[lm.Said]) -> Known:
-        return Known(
-            np.array([[one.known[fact.id] for fact in facts] for one in found]),
-            np.array([[one.log_probability[fact.id] for fact in facts] for one in found]),
-        )
-
-    answers = {label: known_by([said[label, seed] for seed in plan.measuring]) for label in removals}
-    base = known_by([without_removal[seed] for seed in plan.measuring])
-    seconds = [one.seconds for one in (*without_removal.values(), *said.values())]
+    facts, none = [*found.aimed, *found.others], [found.said[seed] for seed in plan.measuring]
+    said = retrain(removals, found, plan, out, workers)
+    answers, before = {name: known_by(facts, rows) for name, rows in said.items()}, known_by(facts, none)
+    seconds = [one.seconds for rows in (found.said.values(), *said.values()) for one in rows]
     return {
         "track": "B",
         "data": data.name,
         "data_sha256": data.sha256,
-        "examples": len(part.ids),
-        "facts": len(aimed),
+        "examples": len(found.part.ids),
+        "facts": len(found.aimed),
         "knowledge": {
-            "facts_asked": len(part.facts),
-            "known_on_selecting_seeds": len(known),
-            "aimed_at": len(aimed),
-            "others": len(others),
-            "still_known_on_measuring_seeds": [float(row.mean()) for row in base.known],
+            "facts_asked": len(found.part.facts),
+            "known_on_selecting_seeds": found.known,
+            "aimed_at": len(found.aimed),
+            "others": len(found.others),
+            "still_known_on_measuring_seeds": [float(row.mean()) for row in before.known],
         },
-        **figures(removals, answers, base, aimed, others, plan),
-        "config": config,
+        **figures(removals, answers, before, found.aimed, found.others, plan),
+        "config": {"track": "B", "setting": setting, **asdict(plan), "sure": SURE, "seed": SEED},
         "fusion": read_manifest(str(index_folder), "index").details["fusion"],
         "seed": SEED,
         "versions": versions,
@@ -197,6 +157,79 @@ def run(
             "a training": round(float(np.mean(seconds)), 1),
         },
     }
+
+
+def select(data: Data, plan: Plan, out: Path, workers: int) -> Selected:
+    """Trains with nothing removed, on the selecting and the measuring seeds; the first one's model is kept."""
+    key = {"data_sha256": data.sha256, "part": asdict(plan.part), "code_sha256": a1.code_sha256()}
+    place = Kept(out).folder("part", key, lambda place: lm.write_part(data, plan.part, place))
+    part, asked = lm.read_part(place, data), place / "facts.jsonl"
+    say(f"the LM reads {len(part.ids)} sentences, and is asked the {len(part.facts)} facts that they state")
+    none = {
+        seed: lm.training(
+            f"train_none_seed{seed}", part, asked, seed, plan.recipe, keeps_model=seed == plan.selecting[0]
+        )
+        for seed in (*plan.selecting, *plan.measuring)
+    }
+    lm.train_all(list(none.values()), out, workers)
+    said = {seed: lm.said(job, out) for seed, job in none.items()}
+    known = [fact for fact in part.facts if all(is_sure(fact, said[seed]) for seed in plan.selecting)]
+    aimed, others = draw(known, plan.aimed, len(part.facts), plan.selecting)
+    say(f"known on seeds {plan.selecting}: {len(known)} facts; {len(aimed)} are aimed at, {len(others)} are to stay")
+    return Selected(part, none, said, len(known), aimed, others)
+
+
+def rank(
+    found: Selected, plan: Plan, out: Path, encoder: str, versions: dict[str, str]
+) -> tuple[Path, dict[str, dict[str, list[str]]]]:
+    """(the index, by arm and fact the ids of the examples, best first), both by the first selecting seed's model."""
+    kept, job = Kept(out), found.none[plan.selecting[0]]
+    key = job.key | {"versions": versions, "code_sha256": a1.code_sha256(), "format_version": FORMAT_VERSION}
+
+    def make_index(place: Path) -> None:
+        if not (place / "index" / MANIFEST).is_file():
+            index.run(
+                IndexConfig(
+                    corpus=found.part.corpus,
+                    output=str(place / "index"),
+                    checkpoints=(lm.model_of(job, out),),
+                    encoder=encoder,
+                    max_tokens=plan.recipe["context"] - 2,
+                    seed=SEED,
+                )
+            )
+
+    folder = kept.folder("index", key, make_index) / "index"
+    key |= {"aimed": [fact.id for fact in found.aimed], "ranked": plan.ranked}
+    place = kept.folder("rankings", key, lambda place: make_rankings(place, folder, found.aimed, plan.ranked))
+    return folder, json.loads((place / "rankings.json").read_text())
+
+
+def retrain(
+    removals: dict[str, list[str]], found: Selected, plan: Plan, out: Path, workers: int
+) -> dict[str, list[lm.Said]]:
+    """By removal, what its trainings say, one a measuring seed; removals that are alike share their trainings."""
+    key = {"data_sha256": found.part.sha256, "facts": [fact.id for fact in (*found.aimed, *found.others)]}
+    asked = Kept(out).folder("facts", key, lambda place: write_facts(place / FACTS, [*found.aimed, *found.others]))
+    like, same_as, jobs = lm.model_of(found.none[plan.selecting[0]], out), {}, {}
+    for name, ids in removals.items():
+        if same_as.setdefault(tuple(ids), name) == name:
+            cleaned = without(ids, name, found.part, out)
+            jobs[name] = [
+                lm.training(
+                    f"train_{name}_seed{seed}", found.part, asked / FACTS, seed, plan.recipe, ids, cleaned, like
+                )
+                for seed in plan.measuring
+            ]
+    lm.train_all([job for rows in jobs.values() for job in rows], out, workers)
+    return {name: [lm.said(job, out) for job in jobs[same_as[tuple(ids)]]] for name, ids in removals.items()}
+
+
+def known_by(facts: list[Fact], said: list[lm.Said]) -> Known:
+    return Known(
+        np.array([[one.known[fact.id] for fact in facts] for one in said]),
+        np.array([[one.log_probability[fact.id] for fact in facts] for one in said]),
+    )
 
 
 def is_sure(fact: Fact, said: lm.Said) -> bool:
@@ -222,16 +255,15 @@ def draw(known: list[Fact], most: int, num_asked: int, seeds: tuple[int, ...]) -
     return aimed, [fact for fact in drawn[count:] if stated.isdisjoint(fact.proponents or ())]
 
 
-def write_facts(place: Path, aimed: list[Fact], others: list[Fact]) -> None:
-    """What is traced and what is asked, without the proponents that are known."""
-    for name, facts in (("aimed", aimed), ("asked", [*aimed, *others])):
-        rows = (replace(fact, proponents=None).to_row() for fact in facts)
-        (place / f"{name}.jsonl").write_bytes(jsonl_bytes(rows))
+def write_facts(path: Path, facts: list[Fact]) -> None:
+    """What is traced or asked, without the proponents that are known."""
+    path.write_bytes(jsonl_bytes(replace(fact, proponents=None).to_row() for fact in facts))
 
 
-def make_rankings(place: Path, index_folder: Path, facts: Path, ranked: dict[str, str]) -> None:
+def make_rankings(place: Path, index_folder: Path, aimed: list[Fact], ranked: dict[str, str]) -> None:
     """Writes `rankings.json`: of each arm and fact the ids of the examples, best first."""
-    config = TraceConfig(index=str(index_folder), facts=str(facts), output=str(place / "trace"))
+    write_facts(place / FACTS, aimed)
+    config = TraceConfig(index=str(index_folder), facts=str(place / FACTS), output=str(place / "trace"))
     delete_tree(config.output)  # of a run that was stopped
     trace.run(config)
     found: dict[str, dict[str, list[str]]] = {arm: {} for arm in ranked}
@@ -263,26 +295,7 @@ def label(arm: str, k: int | None = None) -> str:
     return arm if k is None else f"{arm}_k{k}"
 
 
-def retrainings(
-    removals: dict[str, list[str]], part: Data, asked: Path, plan: Plan, model: str, kept: Kept
-) -> dict[tuple[str, int], lm.Training]:
-    """By label and seed; removals that are alike share their trainings."""
-    jobs: dict[tuple[str, int], lm.Training] = {}
-    trained_as: dict[tuple[str, ...], str] = {}
-    for name, ids in removals.items():
-        same = trained_as.setdefault(tuple(ids), name)
-        if same != name:
-            jobs |= {(name, seed): jobs[same, seed] for seed in plan.measuring}
-            continue
-        cleaned = without(ids, name, part, kept)
-        for seed in plan.measuring:
-            jobs[name, seed] = lm.training(
-                f"train_{name}_seed{seed}", part, asked, seed, plan.recipe, ids, cleaned, model
-            )
-    return jobs
-
-
-def without(ids: list[str], name: str, part: Data, kept: Kept) -> str:
+def without(ids: list[str], name: str, part: Data, out: Path) -> str:
     """The folder of the corpus that `clean` writes without these examples."""
 
     def make(place: Path) -> None:
@@ -300,7 +313,7 @@ def without(ids: list[str], name: str, part: Data, kept: Kept) -> str:
         )
 
     key = {"data_sha256": part.sha256, "removed_sha256": hashlib.sha256("\n".join(ids).encode()).hexdigest()}
-    return str(kept.folder(f"corpus_{name}", key, make) / "cleaned")
+    return str(Kept(out).folder(f"corpus_{name}", key, make) / "cleaned")
 
 
 def figures(
