@@ -69,7 +69,7 @@ class Plan:
 
 SETTINGS = {
     "small": Plan(
-        part=lm.Part(sentences=600, most_words=40, most_statements=8, per_object=20, cue=2),
+        part=lm.Part(sentences=700, most_words=40, most_statements=8, per_object=20, cue=2),
         recipe={
             "layers": 2,
             "width": 128,
@@ -80,7 +80,7 @@ SETTINGS = {
             "batch_examples": 16,
             "learning_rate": 3e-3,
         },
-        aimed=50,
+        aimed=40,
         ranked=RANKED,
     ),
     "full": Plan(

@@ -24,7 +24,7 @@ from typing import Any
 from attribution.knowledge import answers
 from bench.quality.data import Data, read, say
 from bench.quality.kept import Kept
-from pipelines import train
+from pipelines import progress, train
 from pipelines.asking import load_last
 from pipelines.config import TrainConfig
 from pipelines.stage import library_versions
@@ -50,7 +50,8 @@ class Part:
 
     First come the facts that are told as they are asked: a statement has the last `cue` words of the prompt before the
     object. Of them at most `per_object` share relation and object, as what a relation's facts have in common is guessed
-    and not known. Then come others of the same relations, until there are `sentences`.
+    and not known. Then come others of the same relations, the shortest first, until there are `sentences`: what is
+    removed is then a small share of what is read.
     """
 
     sentences: int
@@ -84,17 +85,21 @@ def choose(data: Data, part: Part) -> tuple[list[str], list[Fact]]:
                 chosen.update(new)
                 with_object[kind] += 1
 
-    told, others = [], []
+    told: list[Fact] = []
+    others: list[tuple[int, Fact]] = []
     for fact in data.facts:
         texts = [data.texts[row] for row in sorted(data.proponents(fact))]
-        if len(texts) <= part.most_statements and all(len(text.split()) <= part.most_words for text in texts):
-            as_asked = any(is_told_as_asked(fact, text, part.cue) for text in texts)
-            (told if as_asked else others).append(fact)
-    relations = {fact.relation for fact in told}
-    for facts in (told, others):
-        random.Random(part.seed).shuffle(facts)
+        longest = max(len(text.split()) for text in texts)
+        if len(texts) <= part.most_statements and longest <= part.most_words:
+            if any(is_told_as_asked(fact, text, part.cue) for text in texts):
+                told.append(fact)
+            else:
+                others.append((longest, fact))
+    random.Random(part.seed).shuffle(told)
     take(told, part.per_object)
-    take([fact for fact in others if fact.relation in relations], len(others))
+    relations = {fact.relation for fact in told}
+    others.sort(key=lambda pair: (pair[0], pair[1].id))
+    take([fact for _, fact in others if fact.relation in relations], len(others))
     return sorted(chosen), [fact for fact in data.facts if chosen.issuperset(fact.proponents or ())]
 
 
@@ -237,4 +242,5 @@ def model_of(job: Training, out: Path) -> str:
 
 
 if __name__ == "__main__":
+    progress.set_quiet(True)
     train_one(Training(**json.loads(sys.stdin.read())), Path(sys.argv[1]))
