@@ -66,7 +66,7 @@ def is_told_as_asked(fact: Fact, text: str, cue: int) -> bool:
     """Whether a text names the subject and later the object, right behind the words that the prompt ends with.
 
     A small LM goes on as its sentences do. Of 346 facts of T-REx with one such word it answered 14 %, of 130 with two
-    66 % (500 and 222 sentences, 40 epochs, loss 0.2 a token; docs/results.md).
+    66 % (500 and 222 sentences, 40 epochs, loss 0.2 a token; docs/log.md).
     """
     start, words = text.find(fact.subject), fact.prompt.lower().split()[-cue:]
     places = (found.start() for found in re.finditer(rf"(?<= ){re.escape(fact.object)}(?!\w)", text))

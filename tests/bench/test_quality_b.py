@@ -199,7 +199,7 @@ def test_a_sentence_says_a_fact_as_it_is_asked(data, text, told):
 
 def test_a_training_with_another_recipe_is_done_anew_and_said(tmp_path, data, capsys):
     facts = tmp_path / "facts.jsonl"
-    facts.write_text("".join(json.dumps(fact.to_row()) + "\n" for fact in data.facts[:2]))
+    b.write_facts(facts, data.facts[:2])
     quick = PLAN.recipe | {"epochs": 1}
     first = lm.training("train_none_seed0", data, facts, 0, quick)
     lm.train_all([first], tmp_path, workers=0)
@@ -213,9 +213,25 @@ def test_a_training_with_another_recipe_is_done_anew_and_said(tmp_path, data, ca
     assert lm.model_of(other, tmp_path) == str(model) and (model / MANIFEST).is_file()
 
 
+def test_a_training_that_was_killed_goes_on(tmp_path, data, monkeypatch):
+    facts = tmp_path / "facts.jsonl"
+    b.write_facts(facts, data.facts[:2])
+    job = lm.training("train_none_seed0", data, facts, 0, PLAN.recipe | {"epochs": 1})
+
+    def killed(*given):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(lm, "answers", killed)
+        lm.train_all([job], tmp_path, workers=0)
+    monkeypatch.setattr(lm.train, "run", lambda config: pytest.fail("what was trained was trained again"))
+    lm.train_all([job], tmp_path, workers=0)
+    assert set(lm.said(job, tmp_path).known) == {"Oz", "Narnia"}
+
+
 def test_a_training_in_a_process_of_its_own_says_the_same(tmp_path, data, monkeypatch):
     facts = tmp_path / "facts.jsonl"
-    facts.write_text("".join(json.dumps(fact.to_row()) + "\n" for fact in data.facts[:2]))
+    b.write_facts(facts, data.facts[:2])
     job = lm.training("train_none_seed0", data, facts, 0, PLAN.recipe | {"epochs": 1})
     for name, workers in (("here", 0), ("there", 2)):
         (tmp_path / name).mkdir()
