@@ -164,6 +164,11 @@ def select(data: Data, plan: Plan, out: Path, workers: int) -> Selected:
     key = {"data_sha256": data.sha256, "part": asdict(plan.part), "code_sha256": a1.code_sha256()}
     place = Kept(out).folder("part", key, lambda place: lm.write_part(data, plan.part, place))
     part, asked = lm.read_part(place, data), place / "facts.jsonl"
+    if len(part.facts) < LEAST_KNOWN:
+        raise ConfigError(
+            f"--data: expected facts that a short sentence tells as they are asked, the last {plan.part.cue} words of "
+            f"the prompt before the object, found {len(part.facts)} of {len(data.facts)}; give other facts"
+        )
     say(f"the LM reads {len(part.ids)} sentences, and is asked the {len(part.facts)} facts that they state")
     none = {
         seed: lm.training(

@@ -165,6 +165,12 @@ def test_facts_that_share_a_statement_with_one_aimed_at_are_not_to_stay(data):
         b.draw(data.facts[:3], 4, 12, (0, 1))
 
 
+def test_facts_that_no_sentence_tells_as_they_are_asked_are_refused(tmp_path, data, encoder):
+    unlike = replace(data, facts=[replace(fact, prompt="Which") for fact in data.facts])
+    with pytest.raises(ConfigError, match=r"tells as they are asked, .* found 0 of 24"):
+        b.run("small", unlike, tmp_path, encoder, PLAN, workers=0)
+
+
 def test_a_part_holds_all_statements_of_its_facts_and_keeps_its_bounds(data):
     ids, facts = lm.choose(data, replace(PLAN.part, sentences=18))
     assert len(ids) <= 18 and facts
