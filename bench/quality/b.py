@@ -68,8 +68,11 @@ class Plan:
 
 
 SETTINGS = {
+    # Some 100 s a training of one thread, 47 trainings. About 90 facts are surely known on two seeds. 40 of them take
+    # out some 150 of the 600 sentences at annotated + 2, and 50 of them 184: more is lost by chance then, of them and of
+    # the others (docs/log.md).
     "small": Plan(
-        part=lm.Part(sentences=700, most_words=40, most_statements=8, per_object=20, cue=2),
+        part=lm.Part(sentences=600, most_words=40, most_statements=8, per_object=20, cue=2),
         recipe={
             "layers": 2,
             "width": 128,
@@ -164,11 +167,6 @@ def select(data: Data, plan: Plan, out: Path, workers: int) -> Selected:
     key = {"data_sha256": data.sha256, "part": asdict(plan.part), "code_sha256": a1.code_sha256()}
     place = Kept(out).folder("part", key, lambda place: lm.write_part(data, plan.part, place))
     part, asked = lm.read_part(place, data), place / "facts.jsonl"
-    if len(part.facts) < LEAST_KNOWN:
-        raise ConfigError(
-            f"--data: expected facts that a short sentence tells as they are asked, the last {plan.part.cue} words of "
-            f"the prompt before the object, found {len(part.facts)} of {len(data.facts)}; give other facts"
-        )
     say(f"the LM reads {len(part.ids)} sentences, and is asked the {len(part.facts)} facts that they state")
     none = {
         seed: lm.training(

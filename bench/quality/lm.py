@@ -29,7 +29,7 @@ from pipelines.asking import load_last
 from pipelines.config import TrainConfig
 from pipelines.stage import library_versions
 from pipelines.storage import delete_tree
-from schemas.errors import ProponentError
+from schemas.errors import ConfigError, ProponentError
 from schemas.facts import parse_facts
 from schemas.jsonl import jsonl_bytes
 from schemas.manifest import MANIFEST
@@ -104,8 +104,13 @@ def choose(data: Data, part: Part) -> tuple[list[str], list[Fact]]:
 
 
 def write_part(data: Data, part: Part, place: Path) -> None:
-    """`corpus.jsonl` and `facts.jsonl` of the part, which `read` gives back."""
+    """`corpus.jsonl` and `facts.jsonl` of the part. Raises ConfigError where no fact is told as it is asked."""
     ids, facts = choose(data, part)
+    if not facts:
+        raise ConfigError(
+            f"--data: expected facts that a short sentence tells as they are asked, with the last {part.cue} words of "
+            f"the prompt before the object, found none of {len(data.facts)}; give other facts"
+        )
     rows = [{"id": i, "text": data.texts[data.row_of[i]]} for i in ids]
     (place / "corpus.jsonl").write_bytes(jsonl_bytes(rows))
     (place / "facts.jsonl").write_bytes(jsonl_bytes(fact.to_row() for fact in facts))
