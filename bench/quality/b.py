@@ -69,8 +69,8 @@ class Plan:
 
 SETTINGS = {
     # Some 100 s a training of one thread, 47 trainings. About 90 facts are surely known on two seeds. 40 of them take
-    # out some 150 of the 600 sentences at annotated + 2, and 50 of them 184: more is lost by chance then, of them and of
-    # the others (docs/log.md).
+    # out some 150 of the 600 sentences at annotated + 2, 50 of them 184: more of them and of the others is lost by
+    # chance then (docs/log.md).
     "small": Plan(
         part=lm.Part(sentences=600, most_words=40, most_statements=8, per_object=20, cue=2),
         recipe={
