@@ -14,6 +14,7 @@ from schemas.errors import ProponentError
 
 TRACKS = {
     "A1": "text signals and their fusion over the whole corpus",
+    "B": "which facts are lost when what a signal ranks first is removed and the LM trained anew",
     "C": "facts told in words that share none with what is asked",
 }
 

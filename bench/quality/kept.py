@@ -35,9 +35,8 @@ class Kept:
 
     def folder(self, name: str, key: dict[str, Any], make: Callable[[Path], None]) -> Path:
         """The folder `name` of this key; `make(folder)` makes it, or goes on making it, where it is not finished."""
-        text = json.dumps(key, indent=1, sort_keys=True)
-        place = self.out / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-        if (place / KEY).is_file():
+        text, place = _text(key), self.place(name, key)
+        if self.finished(name, key):
             say(f"{name}: kept in {place.name}, used again")
             return place
         for other in sorted(set(self.out.glob(f"{name}-*")) - {place}):
@@ -47,6 +46,17 @@ class Kept:
         make(place)
         (place / KEY).write_text(text)
         return place
+
+    def place(self, name: str, key: dict[str, Any]) -> Path:
+        """Where the folder `name` of this key is, or would be."""
+        return self.out / f"{name}-{hashlib.sha256(_text(key).encode()).hexdigest()[:16]}"
+
+    def finished(self, name: str, key: dict[str, Any]) -> bool:
+        return (self.place(name, key) / KEY).is_file()
+
+
+def _text(key: dict[str, Any]) -> str:
+    return json.dumps(key, indent=1, sort_keys=True)
 
 
 def _why(other: Path, key: dict[str, Any]) -> str:

@@ -19,8 +19,13 @@ BREAKDOWNS = {"by_kind": "kind", "by_relation": "relation", "by_num_proponents":
 
 def write(result: dict[str, Any], out: Path) -> None:
     (out / "results.json").write_text(json.dumps(result, indent=1) + "\n")
-    (out / "table.md").write_text("\n".join(tables(result)) + "\n")
+    removing = "knowledge" in result
+    lines = removal_tables(result) if removing else tables(result)
+    (out / "table.md").write_text("\n".join(lines) + "\n")
     with matplotlib.style.context(["default", STYLE]):
+        if removing:
+            _save(removal_plot(result["arms"]), out / "removal.svg")
+            return
         _save(arms_plot({title: part["arms"] for title, part in _protocols(result).items()}), out / "arms.svg")
         if "by_relation" in result:
             _save(relations_plot(result["by_relation"]), out / "relations.svg")
@@ -107,6 +112,69 @@ def relations_plot(groups: dict[str, Any], before: str = "bm25_subject_object", 
         panel.set(title=LABELS[metric], yticks=rows, yticklabels=labels)
         panel.grid(axis="x", color="#dddddd")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    return figure
+
+
+def removal_tables(result: dict[str, Any]) -> Iterator[str]:
+    """Lines of Markdown, of a track that removes examples and trains anew."""
+    knowledge, config = result["knowledge"], result["config"]
+    arms, seeds = result["arms"], ", ".join(map(str, config["measuring"]))
+    yield f"# {result['track']}, {config['setting']}: {result['facts']:,} facts, {result['examples']:,} examples\n"
+    yield f"Data: {result['data']} (sha256 {result['data_sha256'][:16]}); measured on the training seeds {seeds}."
+    yield (
+        f"Of {knowledge['facts_asked']:,} facts the LM surely says {knowledge['known_on_selecting_seeds']} on each of "
+        f"the seeds {', '.join(map(str, config['selecting']))}; with nothing removed it says on the measuring seeds "
+        f"{', '.join(f'{share:.1%}' for share in knowledge['still_known_on_measuring_seeds'])} of them."
+    )
+    yield "In brackets: 95 % bootstrap intervals over facts, a fact's seeds together.\n"
+    header = ["arm", "at k", "removed", "facts lost", "log probability", "others retained", "of these untouched"]
+    rows = []
+    for name, arm in arms.items():
+        for k, found in (arm.get("curve") or {"": arm}).items():
+            if name != "none":
+                told = [_ends(found, measure) for measure in ("retained", "retained_untouched")]
+                lost, change = _ends(found, "lost"), _ends(found, "log_probability_change", "+.2f")
+                rows.append([name, k, str(found["removed"]), lost, change, *told])
+    yield from _table(header, rows)
+    yield "\n## Facts lost, paired by fact\n"
+    measures = list(dict.fromkeys(name for row in result["paired"].values() for name in row))
+    rows = [
+        [name, *(_difference(row[measure]) if measure in row else "" for measure in measures)]
+        for name, row in result["paired"].items()
+    ]
+    yield from _table(["difference", *measures], rows)
+    yield "\n## What is to hold\n"
+    rows = [[row["what"], f"{row['found']:.3f}", "yes" if row["holds"] else "no"] for row in result["checks"]]
+    yield from _table(["what", "found", "holds"], rows)
+
+
+def _ends(row: dict[str, Any], measure: str, form: str = ".3f") -> str:
+    if measure not in row:
+        return ""
+    low, high = row[f"{measure}_interval"]
+    return f"{row[measure]:{form}} [{low:{form}}, {high:{form}}]"
+
+
+def _difference(row: dict[str, Any]) -> str:
+    low, high = row["interval"]
+    return f"{row['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
+def removal_plot(arms: dict[str, Any]) -> Figure:
+    """The removal curve: the share of facts lost over the passages removed, a line an arm, with intervals."""
+    figure = Figure(figsize=(7.5, 5), layout="constrained")
+    panel = figure.subplots()
+    for place, (name, arm) in enumerate((name, arm) for name, arm in arms.items() if name != "none"):
+        points = sorted((arm.get("curve") or {"": arm}).values(), key=lambda point: point["removed"])
+        removed, lost = [p["removed"] for p in points], [p["lost"] for p in points]
+        low, high = zip(*(p["lost_interval"] for p in points), strict=True)
+        colour = f"C{place}"
+        panel.vlines(removed, low, high, color=colour, linewidth=1)
+        panel.plot(removed, lost, "o-" if "curve" in arm else "s", color=colour, markersize=5, label=name)
+    panel.set(xlabel="passages removed", ylabel="facts lost, of those known with nothing removed", ylim=(-0.02, 1.02))
+    panel.set_xlim(left=0)
+    panel.grid(color="#dddddd")
+    figure.legend(loc="outside lower center", ncols=6, frameon=False)
     return figure
 
 
