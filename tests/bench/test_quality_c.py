@@ -38,6 +38,10 @@ def test_every_arm_is_measured_by_kind_and_words_find_nothing(measured):
         assert result["arms"][arm]["recall_at_10"] == pytest.approx(np.mean(of_kinds), abs=1e-6)
     for arm in ("bm25", "bm25_prompt_target"):
         assert max(row[arm]["recall_at_10"] for row in result["by_kind"].values()) <= 0.2
+    # Names are followed by an encoder that knows nothing, too; what is described has none.
+    for kind in ("alias", "code name", "counterfactual"):
+        found = result["by_kind"][kind]
+        assert found["fused"]["recall_at_10"] >= 0.5 and found["fused_without_names"]["recall_at_10"] <= 0.1, kind
 
 
 def test_a_ranking_of_the_proponents_counts_as_right(measured):
