@@ -82,13 +82,17 @@ def cross_entropies(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor
 
 
 @torch.no_grad()
-def to_loss_gradient(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Overwrites logits `[rows, vocabulary]` with the gradient of their summed cross entropy, softmax - one-hot."""
+def to_loss_gradient(logits: torch.Tensor, targets: torch.Tensor, unit: bool = False) -> torch.Tensor:
+    """Overwrites logits `[rows, vocabulary]` with the gradient of their summed cross entropy, softmax - one-hot.
+
+    `unit` scales each row to unit length: what the model has learned by heart has a gradient of almost 0 otherwise, and
+    says nothing beside a word that no training could tell.
+    """
     values = logits.detach()
     for part, target in _chunks(values, targets):
         p = part.softmax(-1, dtype=torch.promote_types(part.dtype, torch.float32))
         p[torch.arange(len(target), device=p.device), target] -= 1
-        part.copy_(p)
+        part.copy_(functional.normalize(p, dim=-1) if unit else p)
     return values
 
 
@@ -136,10 +140,13 @@ ALL_EXPERTS_FUNCTIONS.register(EXPERTS_IMPLEMENTATION, experts_forward)
 
 
 class Backward:
-    """Passes over batches of one model. The hooks stand on the model for this object's life."""
+    """Passes over batches of one model. The hooks stand on the model for this object's life.
 
-    def __init__(self, checkpoint: Checkpoint, layers: list[Layer]):
-        self.checkpoint, self.layers = checkpoint, layers
+    With `unit_labels` each token's gradient of the logits has unit length (`to_loss_gradient`).
+    """
+
+    def __init__(self, checkpoint: Checkpoint, layers: list[Layer], unit_labels: bool = False):
+        self.checkpoint, self.layers, self.unit_labels = checkpoint, layers, unit_labels
         self.uses_mask = False
         self._consumer: Consumer | None = None
         self._batch: Batch | None = None
@@ -242,7 +249,7 @@ class Backward:
         try:
             with torch.enable_grad():
                 logits, rows = self._logits(batch)
-                logits.backward(to_loss_gradient(logits, batch.labels.flatten()[rows]))
+                logits.backward(to_loss_gradient(logits, batch.labels.flatten()[rows], self.unit_labels))
         finally:
             self._consumer = self._batch = self._told = self._source = self._input = None
 

@@ -4,7 +4,8 @@ For a layer the product of a query's and an example's gradient is `sum_{t,s} (C 
 tokens t of the example and s of the query, with the optimizer's correction R, C (attribution/preconditioner.py). The
 sum over s and layers alone is what token t adds: the tokens' shares sum to the example's score. Divided by both norms,
 each from the product with itself, it is the cosine of the two whole gradients. A tied weight has one gradient, so the
-terms between its two uses belong to it.
+terms between its two uses belong to it. Where the extractor has a norm a layer, so have these products: the layers'
+cosines are made first, and their mean is the score.
 """
 
 from collections.abc import Iterator
@@ -58,14 +59,14 @@ class _Collector:
         self.uses: dict[Key, list[_Sides]] = {}
 
     def take_input(self, layer: Layer, part: int, a: torch.Tensor) -> torch.Tensor:
-        return a.to(self.exact) * self.scales[layer][1] if self.scales else a.to(self.exact)
+        return _scaled(a.to(self.exact), self.scales[layer][1]) if self.scales else a.to(self.exact)
 
     def take_gradient(self, layer: Layer, part: int, taken: torch.Tensor, d: torch.Tensor) -> None:
         left = d.to(self.exact)
         if self.scales:
             rows = self.scales[layer][0]
             size = left.shape[-1]
-            left = left * (rows if len(rows) == size else rows[part * size : (part + 1) * size])
+            left = _scaled(left, rows if len(rows) == size else rows[part * size : (part + 1) * size])
         self._take((layer, part), _Sides(left, taken))
 
     def take_embedding(self, layer: Layer, tokens: torch.Tensor, d: torch.Tensor) -> None:
@@ -78,10 +79,17 @@ class _Collector:
         self.uses.setdefault(key, []).append(sides)
 
 
+def _scaled(side: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """A side times numbers `[size]`, or a symmetric matrix."""
+    return side * scale if scale.dim() == 1 else side @ scale
+
+
 @dataclass
 class _Query:
+    """`norms` are by what has a norm of its own: a layer, or None for all of them together."""
+
     uses: dict[Key, list[_Sides]]
-    norm: float = field(default=0.0)
+    norms: dict[Layer | None, float] = field(default_factory=dict)
 
 
 class _Against(_Collector):
@@ -89,23 +97,39 @@ class _Against(_Collector):
 
     def __init__(self, scorer: "ExactScorer", queries: list[_Query], shape: tuple[int, int]):
         super().__init__(scorer.scales, scorer.exact)
-        self.queries = queries
-        self.products = torch.zeros(len(queries), *shape, dtype=scorer.exact, device=scorer.device)
-        self.squares = torch.zeros(shape[0], dtype=scorer.exact, device=scorer.device)
+        self.queries, self.scorer, self.shape = queries, scorer, shape
+        # By what has a norm of its own: `[queries, batch, tokens]` and `[batch]`.
+        self.products: dict[Layer | None, torch.Tensor] = {}
+        self.squares: dict[Layer | None, torch.Tensor] = {}
 
     def _take(self, key: Key, sides: _Sides) -> None:
+        whole = self.scorer.whole(key[0])
+        if whole not in self.products:
+            like = {"dtype": self.exact, "device": self.scorer.device}
+            self.products[whole] = torch.zeros(len(self.queries), *self.shape, **like)
+            self.squares[whole] = torch.zeros(self.shape[0], **like)
         for number, query in enumerate(self.queries):
             for theirs in query.uses.get(key, ()):
-                self._add(self.products[number], _token_products(sides, theirs))
-        self.squares += _token_products(sides, sides).sum(1)
+                self._add(self.products[whole][number], _token_products(sides, theirs))
+        self.squares[whole] += _token_products(sides, sides).sum(1)
         for earlier in self.uses.get(key, ()):
-            self.squares += 2 * _token_products(sides, earlier).sum(1)
+            self.squares[whole] += 2 * _token_products(sides, earlier).sum(1)
         if len(key[0].uses) > 1:  # a tied weight's other use is still to come
             super()._take(key, sides)
 
     @staticmethod
     def _add(total: torch.Tensor, products: torch.Tensor) -> None:
         total[:, : products.shape[1]] += products
+
+    def cosines(self) -> torch.Tensor:
+        """`[queries, batch, tokens]`: each token's share of the cosine, or of the mean of the layers' cosines."""
+        found = torch.zeros(len(self.queries), *self.shape, dtype=self.exact, device=self.scorer.device)
+        for whole, products in self.products.items():
+            ours = self.squares[whole].clamp(min=0).sqrt()
+            theirs = torch.tensor([query.norms.get(whole, 0.0) for query in self.queries], dtype=self.exact)
+            scale = theirs.to(ours.device)[:, None] * ours
+            found += torch.where(scale > 0, 1.0 / torch.where(scale > 0, scale, 1.0), 0.0)[..., None] * products
+        return found / self.scorer.num_wholes
 
 
 class ExactScorer:
@@ -118,14 +142,20 @@ class ExactScorer:
         for layer in extractor.layers if extractor.scales is not None else ():
             sides = [torch.from_numpy(side).to(self.device, self.exact) for side in extractor.scales[layer.name]]
             self.scales[layer] = (sides[0], sides[1])
+        self.num_wholes = len(extractor.layers) if extractor.norm_a_layer else 1
+
+    def whole(self, layer: Layer) -> Layer | None:
+        """What the layer's products are divided with: the layer itself where each has a norm, or all of them."""
+        return layer if self.extractor.norm_a_layer else None
 
     def _query(self, sequence: Sequence) -> _Query:
         collector = _Collector(self.scales, self.exact)
         self.extractor.backward.run([sequence], collector)
         found = _Query(collector.uses)
-        for uses in found.uses.values():
-            found.norm += sum(float(_token_products(a, b).sum()) for a in uses for b in uses)
-        found.norm = found.norm**0.5
+        for (layer, _), uses in found.uses.items():
+            square = sum(float(_token_products(a, b).sum()) for a in uses for b in uses)
+            found.norms[self.whole(layer)] = found.norms.get(self.whole(layer), 0.0) + square
+        found.norms = {whole: max(0.0, square) ** 0.5 for whole, square in found.norms.items()}
         return found
 
     def token_scores(self, queries: list[Sequence], examples: list[Sequence]) -> Iterator[tuple[int, np.ndarray]]:
@@ -144,10 +174,6 @@ class ExactScorer:
             width = max(max(len(examples[i].tokens), len(examples[i].labels)) for i in positions)
             against = _Against(self, held, (len(positions), width))
             self.extractor.backward.run([examples[i] for i in positions], against)
-            norms = against.squares.clamp(min=0).sqrt().cpu().numpy()
-            products = against.products.cpu().numpy().astype(np.float64)
+            found = against.cosines().cpu().numpy().astype(np.float64)
             for row, i in enumerate(positions):
-                size = max(len(examples[i].tokens), len(examples[i].labels))
-                scale = np.array([query.norm * norms[row] for query in held])[:, None]
-                found = products[:, row, :size]
-                yield i, np.divide(found, scale, out=np.zeros_like(found), where=scale > 0)
+                yield i, found[:, row, : max(len(examples[i].tokens), len(examples[i].labels))]

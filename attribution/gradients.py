@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from attribution.backward import Backward, probe_sequences, token_batches
 from attribution.checkpoint import Checkpoint, in_bfloat16
@@ -18,6 +19,11 @@ from attribution.sequences import Sequence
 from schemas.errors import ConfigError
 
 Scales = dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+def scaled_side(side: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """A projection `[p, size]` of a side that is first scaled, by numbers `[size]` or by a symmetric matrix."""
+    return side * scale if scale.ndim == 1 else side @ scale
 
 
 class _Projected:
@@ -88,7 +94,11 @@ class FeatureExtractor:
         batch_tokens: Padded tokens a batch at most: bounds the memory of a pass.
         upper: Share of the blocks whose layers are tracked, from the top.
         blocks_only: Track no embedding and no output head.
-        scales: (R `[out]`, C `[in]`) by layer name: the optimizer's correction (attribution/preconditioner.py).
+        scales: (R `[out]`, C `[in]`) by layer name: the optimizer's correction (attribution/preconditioner.py); or
+            symmetric matrices, which whiten (attribution/kfac.py).
+        unit_labels: Take each token's gradient of the logits at unit length.
+        norm_a_layer: Bring each layer's part of a feature to unit norm over the root of the number of layers, so that
+            the product of two features is the mean of the layers' cosines.
 
     Raises ConfigError if no layer can be tracked, or one that should be gets no gradient.
     """
@@ -101,8 +111,11 @@ class FeatureExtractor:
         upper: float = 1.0,
         blocks_only: bool = False,
         scales: Scales | None = None,
+        unit_labels: bool = False,
+        norm_a_layer: bool = False,
     ):
         self.checkpoint, self.projection, self.batch_tokens, self.scales = checkpoint, projection, batch_tokens, scales
+        self.norm_a_layer = norm_a_layer
         self.layers, self.coverage = tracked_layers(checkpoint.model, checkpoint.trainable, upper, blocks_only)
         if not self.layers:
             raise ConfigError(
@@ -119,7 +132,7 @@ class FeatureExtractor:
             left, right = projection.matrix(layer.name, "out", out), projection.matrix(layer.name, "in", size)
             if scales is not None:
                 rows, across = scales[layer.name]
-                left, right = left * rows, right * across
+                left, right = scaled_side(left, rows), scaled_side(right, across)
             width = left.shape[0] * right.shape[0]
             # Transposed once here, so that a row's product reads it in order.
             sides[layer] = tuple(
@@ -129,7 +142,7 @@ class FeatureExtractor:
             columns[layer], dim = slice(dim, dim + width), dim + width
         self.dim, self.columns = dim, columns
         self._consumer = _Projected(sides, columns, self.exact)
-        self.backward = Backward(checkpoint, self.layers)
+        self.backward = Backward(checkpoint, self.layers, unit_labels)
         self._require_gradients()
 
     def _side_dtype(self, layer: Layer) -> torch.dtype:
@@ -180,6 +193,9 @@ class FeatureExtractor:
                 self.backward.run([sequences[i] for i in positions], self._consumer)
             finally:
                 self._consumer.end()
+            if self.norm_a_layer:
+                for columns in self.columns.values():
+                    rows[:, columns] = functional.normalize(rows[:, columns], dim=1) / len(self.columns) ** 0.5
             yield positions, rows.cpu().numpy()
 
     def features(self, sequences: list[Sequence], progress: Callable[[int, int], None] | None = None) -> np.ndarray:

@@ -102,6 +102,9 @@ class IndexConfig:
     """Where the model runs: auto (a GPU where there is one), cpu or cuda."""
     batch_tokens: int = 1024
     """Padded tokens a batch at most: bounds the memory of a pass."""
+    gradients: Literal["trackstar", "kfac"] = "trackstar"
+    """What they are: `trackstar`, as the two options below say; or `kfac`: of the blocks' layers, from gradients of the
+    logits at unit length, whitened from both sides of a layer, with a norm a layer."""
     optimizer_correction: Literal["auto", "estimate", "none"] = "auto"
     """Second moments: from the checkpoint's optimizer state, else (or always) estimated from a sample, or none."""
     curvature: Literal["mixed", "none"] = "mixed"

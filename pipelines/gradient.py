@@ -18,12 +18,13 @@ import pyarrow.parquet as pq
 from attribution.checkpoint import model_hash, tokenizer_hash
 from attribution.curvature import SecondMoment
 from attribution.feature_rows import RowReader, RowWriter, bytes_per_row
+from attribution.kfac import estimate_roots, save_roots
 from attribution.preconditioner import estimate_moments, save_moments
 from attribution.sequences import Sequence, encode_example
 from attribution.tracin import checkpoint_weights
 from pipelines import progress, resources
 from pipelines.config import IndexConfig
-from pipelines.resources import GradientRecipe
+from pipelines.resources import KFAC, GradientRecipe
 from pipelines.scan import letters_to_jsonl
 from pipelines.stage import Done, Shard, ShardRecord, all_files, run_stage, total
 from pipelines.storage import STAGES, OutputFolder, join, localize, verified, with_generation
@@ -34,6 +35,8 @@ from schemas.records import DeadLetter
 log = logging.getLogger(__name__)
 CURVATURE_SAMPLE = 1024  # passages that stand for the corpus where no features are stored
 MOMENT_SAMPLE = 256  # passages that stand in for the optimizer's averages: Adam's beta2 of 0.99 sees about 100 steps
+FACTOR_SAMPLE = 1024  # passages for K-FAC: some 25,000 tokens of sentences, for matrices of some 1,000 numbers a side
+ESTIMATED = ("estimate", KFAC)  # corrections that are made from a sample, and kept with the features
 COUNTS = ("dead", "cut", "none")  # of passages: refused, cut at the context, without a loss
 NO_TOKENS = Sequence([], [])
 
@@ -64,7 +67,7 @@ def describe_checkpoints(config: IndexConfig, recipe: GradientRecipe) -> list[di
                 f"--max_tokens: expected at most {source.max_tokens - 2}, as {path} takes {source.max_tokens} tokens "
                 f"with the special ones, found {config.max_tokens}"
             )
-        correction = state or ("estimate" if recipe.correction in ("auto", "estimate") else "none")
+        correction = state or {"auto": "estimate"}.get(recipe.correction, recipe.correction)
         described.append(
             {
                 "path": path,
@@ -107,7 +110,7 @@ def moments_file(row: dict[str, Any]) -> str:
 
 def extractor_of(row: dict[str, Any], recipe: GradientRecipe, index: str) -> Any:
     """The extractor of one of the index's checkpoints, with the optimizer's correction that it was indexed with."""
-    estimated = verified(index, moments_file(row)) if row["optimizer_correction"] == "estimate" else ""
+    estimated = verified(index, moments_file(row)) if row["optimizer_correction"] in ESTIMATED else ""
     return resources.extractor(row["path"], recipe, estimated)[0]
 
 
@@ -121,15 +124,23 @@ def _of_sample(extractor: Any, sample: list[tuple[str, str]]) -> list[Sequence]:
     return found
 
 
+def sample_size(rows: list[dict[str, Any]]) -> int:
+    """How many passages of the sample an estimate for these checkpoints takes."""
+    return FACTOR_SAMPLE if any(row["optimizer_correction"] == KFAC for row in rows) else MOMENT_SAMPLE
+
+
 def _moments_shard(spec: dict[str, Any], folder: str, out: Path, row: dict[str, Any], recipe: GradientRecipe) -> Done:
-    """The second moments of a seeded sample's gradients, in place of an optimizer state that was not kept."""
-    extractor = resources.extractor(row["path"], replace(recipe, correction="none"))[0]
+    """Second moments of a seeded sample's gradients: K-FAC's, or in place of an optimizer state that was not kept."""
+    kfac = recipe.correction == KFAC
+    extractor = resources.extractor(row["path"], recipe if kfac else replace(recipe, correction="none"))[0]
     sequences = _of_sample(extractor, spec["sample"])
-    with progress.bar(f"second moments, {row['name']}", len(sequences), "passages") as advance:
-        moments = estimate_moments(extractor.backward, sequences, recipe.batch_tokens)
-        advance(len(sequences))
     (out / moments_file(row)).parent.mkdir(parents=True)
-    save_moments(moments, out / moments_file(row))
+    with progress.bar(f"second moments, {row['name']}", len(sequences), "passages") as advance:
+        if kfac:
+            save_roots(estimate_roots(extractor.backward, sequences, recipe.batch_tokens), out / moments_file(row))
+        else:
+            save_moments(estimate_moments(extractor.backward, sequences, recipe.batch_tokens), out / moments_file(row))
+        advance(len(sequences))
     return Done({"in": len(sequences)}, {moments_file(row): len(sequences)})
 
 
@@ -150,15 +161,26 @@ def _letter(passage: dict[str, Any], row: dict[str, Any], reason: str) -> DeadLe
     return DeadLetter(passage["file"], passage["row"], step, f"example {passage['example_id']!r}: {reason}")
 
 
+def is_mixed(details: dict[str, Any]) -> bool:
+    """Whether the index keeps second moments of features, to whiten them when it is asked."""
+    return details["gradient"]["curvature"]["kind"] == "mixed"
+
+
 def feature_shard(
-    spec: dict[str, Any], folder: str, out: Path, row: dict[str, Any], recipe: GradientRecipe, feature_dtype: str
+    spec: dict[str, Any],
+    folder: str,
+    out: Path,
+    row: dict[str, Any],
+    recipe: GradientRecipe,
+    feature_dtype: str,
+    mixed: bool,
 ) -> Done:
-    """Projected gradients of one shard for one checkpoint, with their norms, and their second moments."""
+    """Projected gradients of one shard for one checkpoint, with their norms, and where asked their second moments."""
     extractor = extractor_of(row, recipe, folder)
     columns = ["text", "parts", "file", "row", "example_id"]
     table = pq.read_table(verified(folder, f"examples/{spec['name']}.parquet"), columns=columns)
     sequences, letters = encode_passages(extractor, table, row)
-    place, moment = f"gradients/{row['name']}", SecondMoment.zero(extractor.widths)
+    place, moment = f"gradients/{row['name']}", SecondMoment.zero(extractor.widths) if mixed else None
     (out / place).mkdir(parents=True)
     with (
         progress.bar(f"gradient, {row['name']}, shard {spec['name']}", spec["rows"], "passages") as advance,
@@ -171,13 +193,15 @@ def feature_shard(
                 letters.append(_letter(passage, row, "a value of its gradient is not finite"))
             kept = found[finite]
             writer.write(np.array(positions)[finite].tolist(), kept)
-            moment.add(kept[(kept != 0).any(axis=1)])
+            if moment:
+                moment.add(kept[(kept != 0).any(axis=1)])
             advance(len(positions), sum(sequences[i].size for i in positions))
-    curvature = f"{STAGES}/curvature/{row['name']}/{spec['name']}.safetensors"
-    (out / curvature).parent.mkdir(parents=True)
-    moment.save(out / curvature, exactly=True)
     written = {f"{place}/{file.name}": spec["rows"] for file in sorted((out / place).iterdir())}
-    written[curvature] = moment.count
+    if moment:
+        curvature = f"{STAGES}/curvature/{row['name']}/{spec['name']}.safetensors"
+        (out / curvature).parent.mkdir(parents=True)
+        moment.save(out / curvature, exactly=True)
+        written[curvature] = moment.count
     if letters:
         (out / "dead_letters").mkdir()
         name = f"dead_letters/gradient-{row['name']}-{spec['name']}.jsonl"
@@ -247,31 +271,34 @@ def make_features(
 
     In a later generation of the index what `specs` add is merged with what it has, unless all is made `anew`.
     """
-    recipe, files = recipe_of(details), []
+    recipe, files, mixed = recipe_of(details), [], is_mixed(details)
     for row in details["gradient"]["checkpoints"]:
-        merged = SecondMoment.zero(row["widths"])
-        if generation > 1 and not anew:
+        merged = SecondMoment.zero(row["widths"]) if mixed else None
+        if mixed and generation > 1 and not anew:
             merged = load_curvature(output.path, row, "corpus")
         row["generation"] = generation
         if anew:
             row |= {"moments_of": generation} | dict.fromkeys(COUNTS, 0)
-        if row["optimizer_correction"] == "estimate" and (anew or generation == 1):
+        if row["optimizer_correction"] in ESTIMATED and (anew or generation == 1):
             work = partial(_moments_shard, row=row, recipe=recipe)
-            shard = Shard("sample", {"sample": sample[:MOMENT_SAMPLE]})
+            shard = Shard("sample", {"sample": sample[: sample_size([row])]})
             files += all_files(run_stage(f"moments-{row['name']}", [shard], work, output, beam_args))
         if config.feature_dtype == "none":
-            work = partial(_curvature_shard, row=row, recipe=recipe)
-            shard = Shard("sample", {"sample": sample})
-            files += all_files(run_stage(f"curvature-{row['name']}", [shard], work, output, beam_args))
+            if mixed:
+                work = partial(_curvature_shard, row=row, recipe=recipe)
+                shard = Shard("sample", {"sample": sample})
+                files += all_files(run_stage(f"curvature-{row['name']}", [shard], work, output, beam_args))
             row |= dict.fromkeys(COUNTS, 0)
             continue
-        work = partial(feature_shard, row=row, recipe=recipe, feature_dtype=config.feature_dtype)
+        work = partial(feature_shard, row=row, recipe=recipe, feature_dtype=config.feature_dtype, mixed=mixed)
         records = run_stage(f"gradient-{row['name']}", specs, work, output, beam_args)
         _check_budget(records, row, config.max_dead_fraction)
-        for shard in specs:
-            place = join(output.path, STAGES, "curvature", row["name"], f"{shard.name}.safetensors")
-            merged = merged.merge(SecondMoment.load(Path(localize(place))))
-        files += [*all_files(records), write_moment(output, curvature_file(row, "corpus"), merged, exactly=True)]
+        files += all_files(records)
+        if mixed:
+            for shard in specs:
+                place = join(output.path, STAGES, "curvature", row["name"], f"{shard.name}.safetensors")
+                merged = merged.merge(SecondMoment.load(Path(localize(place))))
+            files.append(write_moment(output, curvature_file(row, "corpus"), merged, exactly=True))
         row |= {name: row.get(name, 0) + total(records, name) for name in COUNTS}
     return files
 
@@ -299,6 +326,8 @@ def curvature_of_rows(
     recipe, files = recipe_of(details), []
     for row in details["gradient"]["checkpoints"]:
         row["generation"], stage = generation, f"curvature-{row['name']}"
+        if not is_mixed(details):
+            continue
         if details["gradient"]["feature_dtype"] == "none":
             work = partial(_curvature_shard, row=row, recipe=recipe)
             files += all_files(run_stage(stage, [Shard("sample", {"sample": sample})], work, output, beam_args))

@@ -31,8 +31,16 @@ from pipelines.approximate import approximate_index
 from pipelines.config import IndexConfig
 from pipelines.corpus import CorpusFormat, base_folder, list_corpus, read_records, with_vectors_of
 from pipelines.estimate import estimate
-from pipelines.gradient import CURVATURE_SAMPLE, MOMENT_SAMPLE, describe_checkpoints, make_features
+from pipelines.gradient import (
+    CURVATURE_SAMPLE,
+    ESTIMATED,
+    FACTOR_SAMPLE,
+    describe_checkpoints,
+    make_features,
+    sample_size,
+)
 from pipelines.pseudo import query_curvature, read_sample, sample_places
+from pipelines.resources import KFAC
 from pipelines.scan import Scan, scan
 from pipelines.stage import Done, Shard, all_files, library_versions, log_runner, run_stage, total
 from pipelines.storage import (
@@ -174,6 +182,8 @@ def approximations(details: dict[str, Any]) -> list[str]:
         made.append(f"gradients of {share:.1%} of the trainable parameters")
         if any(row["optimizer_correction"] == "estimate" for row in rows):
             made.append("no optimizer state found: its second moments are estimated from a sample of the corpus")
+        if any(row["optimizer_correction"] == KFAC for row in rows):
+            made.append(f"gradients whitened by a product of two sides, of a sample of {FACTOR_SAMPLE} passages")
         if any(row["optimizer_correction"] == "none" for row in rows):
             made.append("gradients are not corrected for the optimizer")
         if any(row["cut"] for row in rows):
@@ -268,10 +278,10 @@ def write_sample(
 def gradient_sample(folder: str, details: dict[str, Any], generation: int) -> list[tuple[str, str]]:
     """The passages (text, parts) that stand for the corpus where second moments are taken of a sample; else none."""
     recorded = details["gradient"]
-    estimated = any(row["optimizer_correction"] == "estimate" for row in recorded["checkpoints"]) and generation == 1
+    estimated = any(row["optimizer_correction"] in ESTIMATED for row in recorded["checkpoints"]) and generation == 1
     if not estimated and recorded["feature_dtype"] != "none":
         return []
-    size = CURVATURE_SAMPLE if recorded["feature_dtype"] == "none" else MOMENT_SAMPLE
+    size = CURVATURE_SAMPLE if recorded["feature_dtype"] == "none" else sample_size(recorded["checkpoints"])
     return [(p.text, p.parts) for p in read_sample(folder, details, size)]
 
 
@@ -312,15 +322,16 @@ def describe_signals(config: IndexConfig, format: CorpusFormat) -> dict[str, Any
             seed=config.seed,
             layers=config.layers,
             dtype=config.dtype,
-            correction=config.optimizer_correction,
+            correction=KFAC if config.gradients == KFAC else config.optimizer_correction,
             batch_tokens=config.batch_tokens,
             device=config.device,
         )
+        kind = "none" if config.gradients == KFAC else config.curvature
         details["gradient"] = {
             "recipe": asdict(recipe),
             "projection": Projection(config.projection_dim, config.seed).to_json(),
             "feature_dtype": config.feature_dtype,
-            "curvature": {"kind": config.curvature, "damping": DAMPING, "share": MIX_SHARE},
+            "curvature": {"kind": kind, "damping": DAMPING, "share": MIX_SHARE},
             "checkpoints": describe_checkpoints(config, recipe),
         }
     return details

@@ -20,7 +20,7 @@ from attribution.pseudo_facts import make_pseudo_facts, sample_key
 from attribution.sequences import SENTINEL
 from pipelines import resources
 from pipelines.config import IndexConfig
-from pipelines.gradient import curvature_file, write_moment
+from pipelines.gradient import curvature_file, is_mixed, write_moment
 from pipelines.query import Query, read_facts, read_statistics, statistics_of, write_facts
 from pipelines.search import QUERY_MOMENTS, embed_queries, gradient_shards
 from pipelines.stage import run_stage
@@ -68,9 +68,12 @@ def _examples(folder: str, shard: str) -> str:
 def query_curvature(
     output: OutputFolder, details: dict[str, Any], config: IndexConfig, beam_args: tuple[str, ...]
 ) -> list[FileInfo]:
-    """Writes the second moments of the pseudo-facts' gradients by checkpoint; zeros where no fact could be cut."""
+    """Writes the second moments of the pseudo-facts' gradients by checkpoint; zeros where no fact could be cut.
+
+    Nothing where the index does not mix them.
+    """
     read_statistics.cache_clear()  # this folder may have held another index before
-    if "gradient" not in details:
+    if "gradient" not in details or not is_mixed(details):
         return []
     rows = details["gradient"]["checkpoints"]
     query = Query(output.path, details, "auto", top_k=1)

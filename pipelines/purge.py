@@ -33,7 +33,7 @@ from pipelines import progress
 from pipelines.approximate import approximate_index, npy_bytes
 from pipelines.config import PurgeConfig
 from pipelines.decisions import read_approved
-from pipelines.gradient import MOMENT_SAMPLE, curvature_of_rows, make_features
+from pipelines.gradient import ESTIMATED, curvature_of_rows, make_features, sample_size
 from pipelines.index import (
     approximations,
     bm25_shard,
@@ -235,9 +235,9 @@ def _approximate(
 def _moments_held(details: dict[str, Any], folder: str, ids: set[str]) -> bool:
     """Whether a sample that the optimizer's state was estimated from held a removed document."""
     for row in details.get("gradient", {}).get("checkpoints", []):
-        if row["optimizer_correction"] == "estimate":
+        if row["optimizer_correction"] in ESTIMATED:
             shards = [shard for shard in details["shards"] if shard["since"] <= row["moments_of"]]
-            places = sample_places(folder, shards, details["gradient"]["recipe"]["seed"], MOMENT_SAMPLE)
+            places = sample_places(folder, shards, details["gradient"]["recipe"]["seed"], sample_size([row]))
             if ids & {passage.example_id for passage in sample_passages(folder, places)}:
                 return True
     return False

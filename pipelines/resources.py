@@ -14,6 +14,7 @@ from attribution.bm25 import Tokenize, word_spans, word_tokenizer
 from attribution.checkpoint import Checkpoint, load_checkpoint, load_tokenizer, model_hash, tokenizer_hash
 from attribution.embedding import Encoder, load_encoder
 from attribution.gradients import FeatureExtractor
+from attribution.kfac import load_roots
 from attribution.layers import tracked_layers
 from attribution.optimizer_state import read_moments
 from attribution.passages import Spans
@@ -48,6 +49,9 @@ def checkpoint(path: str) -> Checkpoint:
     return load_checkpoint(path)
 
 
+KFAC = "kfac"
+
+
 @dataclass(frozen=True)
 class GradientRecipe:
     """All that decides a feature but the checkpoint; kept in the index's manifest and read from there by `trace`."""
@@ -75,18 +79,22 @@ def _extractor(path: str, recipe: GradientRecipe, estimated: str) -> tuple[Featu
     checkpoint.cache_clear()
     _extractor.cache_clear()  # the last one goes before this one comes
     loaded, scales, source = load_checkpoint(path, recipe.dtype, recipe.device), None, ""
-    layers, _ = tracked_layers(loaded.model, loaded.trainable, recipe.layers)
     state = None
     if recipe.correction == "auto":
+        layers, _ = tracked_layers(loaded.model, loaded.trainable, recipe.layers)
         state = read_moments(path, layers, loaded.model, loaded.meta, loaded.trainable)
     if state is not None:
         moments, eps, source = state
         scales = {name: optimizer_scales(moment, eps) for name, moment in moments.items()}
+    elif estimated and recipe.correction == KFAC:
+        scales = load_roots(estimated)
     elif estimated:
         # Adam's default eps keeps a row without a gradient from an infinite scale, as it does in training.
         scales = {name: optimizer_scales(moment, 1e-8) for name, moment in load_moments(estimated).items()}
     projection = Projection(recipe.projection_dim, recipe.seed)
-    return FeatureExtractor(loaded, projection, recipe.batch_tokens, recipe.layers, scales=scales), source
+    kfac = recipe.correction == KFAC
+    options = {"blocks_only": kfac, "scales": scales, "unit_labels": kfac, "norm_a_layer": kfac}
+    return FeatureExtractor(loaded, projection, recipe.batch_tokens, recipe.layers, **options), source
 
 
 @lru_cache(maxsize=1)

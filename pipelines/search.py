@@ -125,11 +125,11 @@ def _gradient_queries(number: int, facts: list[Fact], out: Path, query: Query) -
     for fact, finite in zip(facts, np.isfinite(features).all(axis=1), strict=True):
         if not finite:
             raise ConfigError(f"fact {fact.id!r}: its gradient with {source.path} is not finite; ask in other words")
-    moment = SecondMoment.zero(row["widths"])
-    moment.add(features[(features != 0).any(axis=1)])
-    written, told = [f"{STAGES}/queries/gradient-{number}.npy", QUERY_MOMENTS.format(number)], {}
-    moment.save(out / QUERY_MOMENTS.format(number))
+    written, told = [f"{STAGES}/queries/gradient-{number}.npy"], {}
     if curvature["kind"] == "mixed":
+        moment = SecondMoment.zero(row["widths"])
+        moment.add(features[(features != 0).any(axis=1)])
+        moment.save(out / QUERY_MOMENTS.format(number))
         if "fusion" in query.details:  # while a generation of the index is being made it has no such file
             moment = moment.merge(load_curvature(query.index, row, "queries"))
         corpus = load_curvature(query.index, row, "corpus")
@@ -137,7 +137,7 @@ def _gradient_queries(number: int, facts: list[Fact], out: Path, query: Query) -
         whitener = Whitener(matrices, curvature["damping"])
         whitener.save(out / WHITENERS.format(number))
         features = whitener.apply(features)
-        written.append(WHITENERS.format(number))
+        written += [QUERY_MOMENTS.format(number), WHITENERS.format(number)]
     np.save(out / written[0], tracin.unit(features))
     return Done({"in": len(facts)}, dict.fromkeys(written, len(facts)), told)
 

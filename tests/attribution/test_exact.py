@@ -31,9 +31,9 @@ def checkpoint(request, tiny_paths):
     return loaded
 
 
-def extractor(checkpoint, corrected: bool, batch_tokens: int = 2048) -> FeatureExtractor:
+def extractor(checkpoint, corrected: bool, batch_tokens: int = 2048, **options) -> FeatureExtractor:
     scales = scales_of(checkpoint) if corrected else None
-    return FeatureExtractor(checkpoint, WHOLE, batch_tokens, scales=scales)
+    return FeatureExtractor(checkpoint, WHOLE, batch_tokens, scales=scales, **options)
 
 
 def cosines(made: FeatureExtractor) -> np.ndarray:
@@ -54,6 +54,27 @@ def exact(made: FeatureExtractor, examples: list[Sequence] = EXAMPLES) -> np.nda
 def test_the_tokens_shares_sum_to_the_cosine_of_the_whole_gradients(checkpoint, corrected):
     made = extractor(checkpoint, corrected)
     np.testing.assert_allclose(exact(made), cosines(made), atol=1e-12)
+
+
+@pytest.mark.parametrize("unit_labels", [False, True])
+def test_with_a_norm_a_layer_it_is_the_mean_of_the_layers_cosines(checkpoint, unit_labels):
+    made = extractor(checkpoint, True, norm_a_layer=True, unit_labels=unit_labels)
+    plain = extractor(checkpoint, True, unit_labels=unit_labels)
+    layers = []
+    for columns in plain.columns.values():
+        queries, examples = plain.features(QUERIES)[:, columns], plain.features(EXAMPLES)[:, columns]
+        norms = np.linalg.norm(queries, axis=1)[:, None] * np.linalg.norm(examples, axis=1)
+        layers.append(queries @ examples.T / norms)
+    np.testing.assert_allclose(exact(made), np.mean(layers, axis=0), atol=1e-12)
+    np.testing.assert_allclose(made.features(QUERIES) @ made.features(EXAMPLES).T, np.mean(layers, axis=0), atol=1e-12)
+
+
+def test_a_matrix_scales_a_side_as_its_diagonal_does(checkpoint):
+    diagonal = extractor(checkpoint, True, blocks_only=True)
+    matrices = {name: tuple(np.diag(side) for side in pair) for name, pair in scales_of(checkpoint).items()}
+    made = FeatureExtractor(checkpoint, WHOLE, scales=matrices, blocks_only=True)
+    np.testing.assert_allclose(made.features(EXAMPLES), diagonal.features(EXAMPLES), rtol=1e-12)
+    np.testing.assert_allclose(exact(made), exact(diagonal), atol=1e-12)
 
 
 def test_the_correction_changes_the_cosine(checkpoint):

@@ -11,11 +11,13 @@ from safetensors.torch import load_file, save_file
 
 from attribution.feature_rows import RowReader
 from attribution.fusion import fusion_of
-from pipelines import index, trace
-from pipelines.config import IndexConfig, TraceConfig
+from pipelines import index, purge, trace
+from pipelines.config import IndexConfig, PurgeConfig, TraceConfig
 from pipelines.storage import read_manifest, read_rankings
 from schemas.errors import ArtifactMismatch, ConfigError, FailureBudgetExceeded
 from schemas.manifest import content_sha256
+from schemas.records import Removal, text_sha256
+from schemas.removals import removals_to_jsonl
 from tests.pipelines.conftest import corpus_rows, fact_rows, index_config, write_jsonl
 
 NPY_HEADER = 128
@@ -217,3 +219,58 @@ def test_a_scan_gives_the_scores_of_stored_features_and_stores_nothing(
     found = traced(str(bare), facts, tmp_path / "alone", scan=True)
     assert {p.example_id for ranking in found.values() for p in ranking[:3]} <= {row["id"] for row in corpus_rows()}
     assert all(ranking[0].example_id.startswith(fact_id.removeprefix("capital-")) for fact_id, ranking in found.items())
+
+
+@pytest.fixture(scope="module")
+def whitened(corpus, last, tmp_path_factory) -> str:
+    """An index of the last checkpoint with K-FAC's gradients, in float32, wide enough to lose nothing."""
+    place = tmp_path_factory.mktemp("kfac")
+    options = {"gradients": "kfac", "projection_dim": 256, "feature_dtype": "float32"}
+    index.run(gradient_config(corpus, place / "index", str(last), **options))
+    return str(place / "index")
+
+
+def test_whitened_gradients_find_what_taught_a_fact(whitened, facts, tmp_path):
+    details = read_manifest(whitened, "index").details["gradient"]
+    [row] = details["checkpoints"]
+    assert row["optimizer_correction"] == "kfac" and details["curvature"]["kind"] == "none"
+    assert row["coverage"] > 0.95 and not any("wte" in name for name in row["layers"])
+    assert "whitened by a product of two sides" in " ".join(read_manifest(whitened, "index").details["approximations"])
+    found = traced(whitened, facts, tmp_path / "rankings")
+    best = [
+        min(i for i, p in enumerate(sorted(r, key=lambda p: -p.signals["gradient"])) if p.example_id in told) + 1
+        for r, told in ((found[row["id"]], row["proponents"]) for row in fact_rows())
+    ]
+    assert np.mean([1 / rank for rank in best]) > 0.8
+
+
+def test_whitened_gradients_are_the_same_in_shards_and_as_a_scan(whitened, corpus, facts, last, tmp_path):
+    options = {"gradients": "kfac", "projection_dim": 256, "feature_dtype": "float32"}
+    index.run(gradient_config(corpus, tmp_path / "cut", str(last), passages_per_shard=13, **options))
+    ways = {"cut": traced(str(tmp_path / "cut"), facts, tmp_path / "cut-rankings")}
+    ways["scan"] = traced(whitened, facts, tmp_path / "scan-rankings", scan=True)
+    whole = traced(whitened, facts, tmp_path / "rankings")
+    for found in ways.values():
+        for fact, ranking in whole.items():
+            scores = {p.example_id: p.signals["gradient"] for p in found[fact]}
+            assert all(scores[p.example_id] == pytest.approx(p.signals["gradient"], abs=2e-5) for p in ranking)
+
+
+def test_unprojected_the_exact_product_is_the_stored_one(whitened, facts, tmp_path):
+    found = traced(whitened, facts, tmp_path / "rankings", rerank=5)
+    for ranking in found.values():
+        for p in ranking[:5]:
+            assert p.signals["gradient_exact"] == pytest.approx(p.signals["gradient"], abs=1e-4)
+            assert sum(share for *_, share in p.tokens) == pytest.approx(p.signals["gradient_exact"], abs=1e-9)
+
+
+def test_the_whitening_is_made_again_where_its_sample_held_a_removed_text(corpus, last, tmp_path):
+    place = tmp_path / "index"
+    index.run(gradient_config(corpus, place, str(last), gradients="kfac"))
+    before = read_manifest(str(place), "index").details["gradient"]["checkpoints"][0]
+    gone = corpus_rows()[0]
+    removal = Removal(gone["id"], text_sha256(gone["text"]), "approved", "wrong", decided_by="ada")
+    (tmp_path / "removals.jsonl").write_bytes(removals_to_jsonl([removal]))
+    purge.run(PurgeConfig(index=str(place), removals=str(tmp_path / "removals.jsonl")))
+    after = read_manifest(str(place), "index").details["gradient"]["checkpoints"][0]
+    assert (before["moments_of"], after["moments_of"]) == (1, 2)
