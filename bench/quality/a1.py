@@ -175,13 +175,17 @@ def traced(
 
 
 def traces(
-    place: Path, index_folder: Path, facts: list[Fact], **options: Any
+    place: Path, index_folder: Path, facts: list[Fact], name: str = "trace", **options: Any
 ) -> Iterator[tuple[Fact, list[Proponent]]]:
-    """Each fact with what `trace` ranks for it, by its defaults but for `options`; it is given no proponents."""
-    path, output = place / "facts.jsonl", str(place / "trace")
-    delete_tree(output)  # of a run that was stopped
+    """Each fact with what `trace` ranks for it, by its defaults but for `options`; it is given no proponents.
+
+    `name` is of the folders of its rankings, which are read and deleted. A process keeps what it has loaded by their
+    path, a whitener of the block's facts among it, so that each block has a folder of its own.
+    """
+    path = place / "facts.jsonl"
     for start in range(0, len(facts), FACTS_AT_ONCE):
-        block = facts[start : start + FACTS_AT_ONCE]
+        block, output = facts[start : start + FACTS_AT_ONCE], str(place / f"{name}_{start}")
+        delete_tree(output)  # of a run that was stopped
         path.write_bytes(jsonl_bytes(replace(fact, proponents=None).to_row() for fact in block))
         trace.run(TraceConfig(index=str(index_folder), facts=str(path), output=output, top_k=TOP, **options))
         by_fact = {ranking[0].fact_id: ranking for ranking in read_rankings(output)}

@@ -23,12 +23,13 @@ PLAN = a2.Plan(
     part=lm.Part(sentences=100, most_words=20, most_statements=3, per_object=3, cue=2),
     recipe=RECIPE | {"num_checkpoints": 2},
     rerank=3,
+    gradients=(*a2.GRADIENTS, *a2.MORE_GRADIENTS),
 )
 LEAST = 12  # facts that this LM surely answers
 ARMS = {
     "fused", "bm25", "dense", "gradient", "fused_reranked", "gradient_exact", "bm25_prompt_target", "dense_hidden",
-    "gradient_cosine", "gradient_tracin", "gradient_adam", "gradient_trackstar", "gradient_dot", "gradient_embedding",
-    "rrf", "random",
+    "gradient_cosine", "gradient_tracin", "gradient_adam", "gradient_trackstar", "gradient_trackstar_32",
+    "gradient_dot", "gradient_embedding", "rrf", "random",
 }  # fmt: skip
 # Scores [texts, queries]: the words that a text shares with the query; none at all with --unit_normalize.
 PROGRAM = """
@@ -111,7 +112,7 @@ def test_every_arm_is_measured_on_the_facts_that_are_answered(measured, capitals
 
 def test_the_best_pure_gradient_arm_is_compared_with_the_peer(measured):
     result, _ = measured
-    pure = ARMS & {"gradient", *a2.RAW, *(variant.name for variant in a2.GRADIENTS)}
+    pure = ARMS & {"gradient", *a2.RAW, *(variant.name for variant in PLAN.gradients)}
     (best,) = {name.partition(" - ")[0] for name in result["paired"]} - {"fused"}
     assert result["arms"][best]["mrr"] == max(result["arms"][name]["mrr"] for name in pure)
     assert f"{best} - bergson_trackstar" in result["paired"]
