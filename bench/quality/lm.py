@@ -1,9 +1,10 @@
 """A small LM that knows some of the facts: the part of a corpus that it reads, and its trainings, kept by their hash.
 
 data -> choose: sentences that say facts nearly as they are asked, with all statements of these facts
-     -> train_all: a process of one thread a training -> answers.jsonl, and model/ where it is asked for
+     -> train_all: a process a training -> answers.jsonl, and model/ where it is asked for
 
-Two trainings of one thread each are done side by side on two cores; two of two threads slow each other 4 to 10 times.
+Two trainings of one thread each are done side by side on two cores; two of two threads slow each other 4 to 10 times. A
+training that is alone may have all cores.
 """
 
 import hashlib
@@ -190,8 +191,9 @@ def train_one(job: Training, out: Path) -> None:
     Kept(out).folder(job.name, job.key, make)
 
 
-def train_all(jobs: Sequence[Training], out: Path, workers: int) -> None:
-    """Does the trainings that are not kept, `workers` at a time, each in a process of its own; with 0, in this one.
+def train_all(jobs: Sequence[Training], out: Path, workers: int, threads: int = 1) -> None:
+    """Does the trainings that are not kept, `workers` at a time, each in a process of its own with as many `threads`;
+    with 0 workers, in this one.
 
     A training that was begun by a run that was killed goes on to its end and is kept, as its process is not this one's.
     """
@@ -205,7 +207,7 @@ def train_all(jobs: Sequence[Training], out: Path, workers: int) -> None:
         return
     start = time.perf_counter()
     with ThreadPoolExecutor(workers) as pool:
-        futures = {pool.submit(_in_a_process, job, out): job for job in missing}
+        futures = {pool.submit(_in_a_process, job, out, threads): job for job in missing}
         for done, future in enumerate(as_completed(futures), start=1):
             if future.exception():
                 pool.shutdown(cancel_futures=True)
@@ -215,9 +217,9 @@ def train_all(jobs: Sequence[Training], out: Path, workers: int) -> None:
             say(f"training: {futures[future].name} done, {done} of {len(missing)}; about {left:.0f} min left")
 
 
-def _in_a_process(job: Training, out: Path) -> None:
+def _in_a_process(job: Training, out: Path, threads: int) -> None:
     command = [sys.executable, "-m", "bench.quality.lm", str(out)]
-    alone = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    alone = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     done = subprocess.run(command, input=json.dumps(asdict(job)), text=True, env=alone, check=False, cwd=ROOT)
     if done.returncode:
         raise TrainingFailed(f"training {job.name}: its process ended with {done.returncode}; --resume goes on from it")

@@ -28,7 +28,8 @@ def write(result: dict[str, Any], out: Path) -> None:
             return
         _save(arms_plot({title: part["arms"] for title, part in _protocols(result).items()}), out / "arms.svg")
         if "by_relation" in result:
-            _save(relations_plot(result["by_relation"]), out / "relations.svg")
+            words = next(name for name in ("bm25_subject_object", "bm25") if name in result["arms"])
+            _save(relations_plot(result["by_relation"], words), out / "relations.svg")
 
 
 def _protocols(result: dict[str, Any]) -> dict[str, Any]:
@@ -40,7 +41,11 @@ def tables(result: dict[str, Any]) -> Iterator[str]:
     setting, counts = result["config"]["setting"], f"{result['facts']:,} facts, {result['examples']:,} examples"
     yield f"# {result['track']}, {setting}: {counts}\n"
     yield f"Data: {result['data']} (sha256 {result['data_sha256'][:16]}); seed {result['seed']}."
+    if "facts_asked" in result:
+        yield f"The LM was asked {result['facts_asked']:,} facts; these are the ones that it answers."
     yield "In brackets: 95 % bootstrap intervals over facts."
+    if result.get("left_out"):
+        yield from ("", *(f"Left out: {line}." for line in result["left_out"]))
     for title, part in _protocols(result).items():
         yield f"\n## {title}\n"
         yield from _table(["arm", *LABELS.values()], [[name, *_figures(row)] for name, row in part["arms"].items()])
@@ -62,6 +67,8 @@ def tables(result: dict[str, Any]) -> Iterator[str]:
         rows = [[arm, *(f"{share:.3f}" for share in row.values())] for arm, row in result["lexical_loss"].items()]
         yield "\n## Loss (1 - Recall@10), and its shares by the words of the fact that the missed proponents hold\n"
         yield from _table(["arm", *next(iter(result["lexical_loss"].values()))], rows)
+    if "checks" in result:
+        yield from _checks(result["checks"])
 
 
 def _figures(row: dict[str, Any]) -> list[str]:
@@ -98,7 +105,7 @@ def arms_plot(protocols: dict[str, dict[str, Any]]) -> Figure:
     return figure
 
 
-def relations_plot(groups: dict[str, Any], before: str = "bm25_subject_object", after: str = "fused") -> Figure:
+def relations_plot(groups: dict[str, Any], before: str, after: str = "fused") -> Figure:
     """MRR and Recall@10 of two arms by relation, the hardest for the second one on top."""
     names = sorted(groups, key=lambda group: -groups[group][after]["recall_at_10"])
     figure = Figure(figsize=(9.5, 1.2 + 0.27 * len(names)), layout="constrained")
@@ -143,8 +150,12 @@ def removal_tables(result: dict[str, Any]) -> Iterator[str]:
         for name, row in result["paired"].items()
     ]
     yield from _table(["difference", *measures], rows)
+    yield from _checks(result["checks"])
+
+
+def _checks(checks: list[dict[str, Any]]) -> Iterator[str]:
     yield "\n## What is to hold\n"
-    rows = [[row["what"], f"{row['found']:.3f}", "yes" if row["holds"] else "no"] for row in result["checks"]]
+    rows = [[row["what"], f"{row['found']:.3f}", "yes" if row["holds"] else "no"] for row in checks]
     yield from _table(["what", "found", "holds"], rows)
 
 

@@ -7,33 +7,14 @@ from xml.etree import ElementTree
 import pytest
 
 from bench.quality import b, lm, report
-from bench.quality.data import read
 from bench.quality.kept import Kept
 from schemas.errors import ConfigError
 from schemas.manifest import MANIFEST
-from tests.bench.conftest import write_folder
+from tests.bench.conftest import RECIPE
 
-COUNTRIES = (
-    "Oz Narnia Utopia Laputa Erewhon Lyonesse Avalon Thule Camelot Atlantis Mordor Gondor "
-    "Arcadia Islandia Ruritania Zenda Cockaigne Freedonia Grenyarnia Hyperborea Kitezh Lemuria Shambhala Xanadu"
-)
-CAPITALS = (
-    "Verona Mantua Padua Siena Turin Genoa Parma Pisa Lucca Trento Ravenna Modena "
-    "Ferrara Cremona Pavia Novara Asti Cuneo Savona Rimini Forli Terni Viterbo Latina"
-)
 PLAN = b.Plan(
     part=lm.Part(sentences=100, most_words=20, most_statements=3, per_object=3, cue=2),
-    recipe={
-        "layers": 1,
-        "width": 32,
-        "heads": 2,
-        "context": 48,
-        "vocab_size": 480,
-        "epochs": 80,
-        "batch_examples": 4,
-        "learning_rate": 1e-2,
-        "num_checkpoints": 1,
-    },
+    recipe=RECIPE,
     aimed=4,
     ranked=b.RANKED,
     ks=(1,),
@@ -42,31 +23,9 @@ PLAN = b.Plan(
 )
 
 
-def corpus_and_facts() -> tuple[list[dict], list[dict]]:
-    """A country's capital is stated in one sentence or in two; a third one, which states none, is no part of it."""
-    corpus, facts = [], []
-    for number, (country, capital) in enumerate(zip(COUNTRIES.split(), CAPITALS.split(), strict=True)):
-        told = [f"The capital of {country} is {capital}.", f"Today the capital of {country} is {capital}."]
-        told = told[: 1 + number % 2]
-        for place, text in enumerate([*told, f"Traders from {country} sell salt and wine."]):
-            corpus.append({"id": f"{country}-{place}", "text": text})
-        facts.append(
-            {
-                "id": country,
-                "relation": "capital",
-                "subject": country,
-                "object": capital,
-                "prompt": f"The capital of {country} is",
-                "target": f" {capital}",
-                "proponents": [f"{country}-{place}" for place in range(len(told))],
-            }
-        )
-    return corpus, facts
-
-
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return read(write_folder(tmp_path_factory.mktemp("data"), *corpus_and_facts()), "capitals")
+def data(capitals):
+    return capitals
 
 
 @pytest.fixture(scope="module")

@@ -115,13 +115,21 @@ def test_kept_folders_are_used_again_for_the_same_key_alone(tmp_path, capsys):
 
 
 def test_only_tracks_that_work_are_offered(capsys):
-    for track in ("A2", "D"):
+    for track in ("A", "D"):
         with pytest.raises(SystemExit) as stopped:
             parse([track, "--out", "x"])
         assert stopped.value.code == 2
         assert f"invalid choice: '{track}'" in capsys.readouterr().err
-    for track in ("A1", "B", "C"):
+    for track in ("A1", "A2", "B", "C"):
         assert parse([track, "--out", "x"]).track == track
+
+
+def test_a_peer_is_for_the_tracks_that_have_it(capsys):
+    assert str(parse(["A2", "--out", "x", "--bergson", "venv/bin"]).bergson) == "venv/bin"
+    with pytest.raises(SystemExit) as stopped:
+        parse(["A1", "--out", "x", "--bergson", "venv/bin"])
+    assert stopped.value.code == 2
+    assert "--bergson: expected it with A2, found it with A1" in capsys.readouterr().err
 
 
 def test_the_command_refuses_an_existing_output(tmp_path, capsys):
