@@ -338,7 +338,8 @@ def score_shard(spec: dict[str, Any], folder: str, out: Path, query: Query) -> D
 def search(query: Query, facts: list[Fact], output: OutputFolder, beam_args: tuple[str, ...]) -> None:
     """Runs all stages; `merge_block` then reads what they wrote."""
     write_facts(facts, output)
-    read_facts.cache_clear()  # the same folder may be searched again with other facts
+    read_facts.cache_clear()  # the same folder may be searched again with other facts, in this process
+    _whitener.cache_clear()
     follow(query, facts, output, beam_args)
     run_stage("queries", _query_shards(query), partial(embed_queries, query=query), output, beam_args)
     shards = [Shard(shard["name"], shard) for shard in query.shards]

@@ -77,6 +77,8 @@ GRADIENTS = (
     Gradient(COSINE, True, PLAIN),
     Gradient("gradient_adam", True, {"curvature": "none"}),
     Gradient("gradient_trackstar", True),
+    Gradient("gradient_kfac", True, {"gradients": "kfac"}),
+    Gradient("gradient_kfac_32", True, {"gradients": "kfac", "projection_dim": 32}),
 )
 MORE_GRADIENTS = (
     Gradient("gradient_tracin", False, PLAIN),

@@ -29,6 +29,7 @@ LEAST = 12  # facts that this LM surely answers
 ARMS = {
     "fused", "bm25", "dense", "gradient", "fused_reranked", "gradient_exact", "bm25_prompt_target", "dense_hidden",
     "gradient_cosine", "gradient_tracin", "gradient_adam", "gradient_trackstar", "gradient_trackstar_32",
+    "gradient_kfac", "gradient_kfac_32",
     "gradient_dot", "gradient_embedding", "rrf", "random",
 }  # fmt: skip
 # Scores [texts, queries]: the words that a text shares with the query; none at all with --unit_normalize.
