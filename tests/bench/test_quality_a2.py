@@ -12,6 +12,7 @@ import pytest
 import transformers
 
 from bench.quality import a2, bergson, lm, metrics, report
+from bench.quality.__main__ import main
 from pipelines.rerank import EXACT
 from pipelines.resources import resolve_checkpoints
 from schemas.errors import ConfigError
@@ -278,3 +279,17 @@ def test_an_lm_has_the_threads_that_it_is_given(capitals, tmp_path, monkeypatch)
     lm.train_all([job], tmp_path, workers=1, threads=2)
     lm.train_all([replace(job, name="other")], tmp_path, workers=1)
     assert found == ["2", "1"]
+
+
+def test_the_command_runs_the_track_with_its_peer(measured, capitals, encoder, programs, tmp_path, capsys, monkeypatch):
+    """The folder is resumed, so that nothing is made again."""
+    result, out = measured
+    shutil.copytree(out, tmp_path / "out")
+    monkeypatch.setitem(a2.SETTINGS, "small", PLAN)
+    monkeypatch.setattr("bench.quality.a1.default_encoder", lambda: (encoder, "given"))
+    monkeypatch.setattr(a2, "make_rankings", lambda *given: pytest.fail("the rankings were made again"))
+    command = ["A2", "--data", str(Path(capitals.corpus).parent), "--out", str(tmp_path / "out"), "--resume"]
+    assert main([*command, "--bergson", str(programs)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("\n") == 1 and json.loads(printed)["arms"] == result["arms"]
+    assert (tmp_path / "out" / "table.md").is_file()
