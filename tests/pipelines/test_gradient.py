@@ -276,13 +276,14 @@ def test_the_whitening_is_made_again_where_its_sample_held_a_removed_text(corpus
     assert (before["moments_of"], after["moments_of"]) == (1, 2)
 
 
-def test_another_trace_into_the_same_folder_has_whiteners_of_its_own(built_index, facts, tmp_path):
+def test_another_trace_into_the_same_folder_has_a_whitener_of_its_own(corpus, facts, last, tmp_path):
     """In one process: what was loaded by its path for the first one is not what the second one needs."""
+    index.run(gradient_config(corpus, tmp_path / "index", str(last), num_pseudo_facts=1))
     few = write_jsonl(tmp_path / "few.jsonl", fact_rows()[:1])
-    fresh = traced(built_index, facts, tmp_path / "fresh")
-    traced(built_index, few, tmp_path / "rankings")
+    fresh = traced(str(tmp_path / "index"), facts, tmp_path / "fresh")
+    traced(str(tmp_path / "index"), few, tmp_path / "rankings")
     shutil.rmtree(tmp_path / "rankings")
-    again = traced(built_index, facts, tmp_path / "rankings")
+    again = traced(str(tmp_path / "index"), facts, tmp_path / "rankings")
     for fact, ranking in fresh.items():
         scores = {p.example_id: p.signals["gradient"] for p in again[fact]}
-        assert all(scores[p.example_id] == pytest.approx(p.signals["gradient"], abs=1e-7) for p in ranking)
+        assert all(scores[p.example_id] == pytest.approx(p.signals["gradient"], abs=1e-6) for p in ranking)
