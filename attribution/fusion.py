@@ -27,9 +27,13 @@ WEIGHTS = OWN | {NAMES: sum(OWN.values()), HOP: 1.0, "dense": 0.3, "gradient": 0
 
 
 def fusion_of(signals: Sequence[str]) -> dict[str, list]:
-    """What is summed for an index of these `signals`, and its `weights`, which sum to 1."""
+    """What is summed for an index of these `signals`, and its `weights`: a passage that has all of everything scores 1.
+
+    By its own words and by other names it can have but one share of both, so that those of NAMES are not added.
+    """
     names = [*signals, MATCH, NAMES, HOP]
-    return {"signals": names, "weights": [WEIGHTS[name] / sum(WEIGHTS[n] for n in names) for name in names]}
+    reached = sum(WEIGHTS[name] for name in names if name != NAMES)
+    return {"signals": names, "weights": [WEIGHTS[name] / reached for name in names]}
 
 
 def scaled(parts: Mapping[str, np.ndarray], most: float, by_names: np.ndarray) -> dict[str, np.ndarray]:

@@ -45,10 +45,14 @@ def test_a_query_without_a_word_that_counts_and_no_candidates():
 
 
 @pytest.mark.parametrize("signals", [["bm25"], ["bm25", "dense"], ["bm25", "gradient"], ["bm25", "dense", "gradient"]])
-def test_the_weights_sum_to_one_and_keep_their_proportions(signals):
+def test_the_most_that_a_passage_can_score_is_one_and_weights_keep_their_proportions(signals):
     found = fusion_of(signals)
     assert found["signals"] == [*signals, "match", "names", "hop"]
-    assert sum(found["weights"]) == pytest.approx(1, abs=1e-12)
     told = dict(zip(found["signals"], found["weights"], strict=True))
+    most = {name: np.ones(3) for name in found["signals"] if name != "names"}
+    most |= {"bm25": np.array([8.0, 0.0, 4.0]), "match": np.array([1.0, 0.0, 0.5])}
+    parts_of_most = scaled(most, 8.0, np.ones(3))  # by its own words, by other names alone, half by each
+    scores = sum(told[name] * parts_of_most[name] for name in told)
+    np.testing.assert_allclose(scores, 1.0, atol=1e-12)
     assert all(told[a] / told["bm25"] == pytest.approx(WEIGHTS[a] / WEIGHTS["bm25"]) for a in told)
     assert told["names"] == pytest.approx(told["bm25"] + told["match"])
