@@ -252,7 +252,7 @@ class ShardNames:
     """
 
     def __init__(self, query: Query, folder: str, facts: list[Fact], postings: bm25.Shard, vectors: np.ndarray | None):
-        self._query, self._postings, self._vectors = query, postings, vectors
+        self._postings, self._vectors = postings, vectors
         self._followed, self._tokenize = Names(folder, vectors is not None), tokenizer_of(query)
         self._groups = [[groups_of(plain, query) for plain in asked(fact)] for fact in facts]
         self._facts = facts
