@@ -9,6 +9,7 @@ so that the gradient is whitened before it is projected: `(P_o D^-1/2 d_t)(P_i A
 DAMPING of their mean eigenvalue. Estimated on a sample of the corpus.
 """
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,17 @@ SIDES = ("out", "in")
 Roots = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
+def _shapes(layer: Layer) -> list[tuple[int, ...]]:
+    """Of the layer's two sides what is kept of each: a matrix, or its diagonal."""
+    experts = layer.uses[0].kind == "experts"
+    return [(size,) if experts or size > WIDEST else (size, size) for size in layer.shape]
+
+
+def roots_bytes(layers: list[Layer]) -> int:
+    """What `save_roots` writes for these layers, but for its header."""
+    return sum(4 * math.prod(shape) for layer in layers for shape in _shapes(layer))
+
+
 class FactorEstimator:
     """The consumer that sums `d d^T` and `a a^T` over the tokens with a gradient; diagonals of wide sides.
 
@@ -34,11 +46,10 @@ class FactorEstimator:
     """
 
     def __init__(self, layers: list[Layer], device: torch.device):
-        def zeros(layer: Layer, size: int) -> torch.Tensor:
-            diagonal = layer.uses[0].kind == "experts" or size > WIDEST
-            return torch.zeros((size,) if diagonal else (size, size), dtype=torch.float64, device=device)
+        def zeros(layer: Layer) -> list[torch.Tensor]:
+            return [torch.zeros(shape, dtype=torch.float64, device=device) for shape in _shapes(layer)]
 
-        self._sums = {layer: (zeros(layer, layer.shape[0]), zeros(layer, layer.shape[1])) for layer in layers}
+        self._sums = {layer: zeros(layer) for layer in layers}
 
     def take_input(self, layer: Layer, part: int, a: torch.Tensor) -> torch.Tensor:
         return a

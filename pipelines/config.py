@@ -102,19 +102,19 @@ class IndexConfig:
     """Where the model runs: auto (a GPU where there is one), cpu or cuda."""
     batch_tokens: int = 1024
     """Padded tokens a batch at most: bounds the memory of a pass."""
-    gradients: Literal["trackstar", "kfac"] = "trackstar"
-    """What they are: `trackstar`, as the two options below say; or `kfac`: of the blocks' layers, from gradients of the
-    logits at unit length, whitened from both sides of a layer, with a norm a layer."""
+    gradients: Literal["kfac", "trackstar"] = "kfac"
+    """What they are: `kfac`, of the blocks' layers, from gradients of the logits at unit length, whitened from both
+    sides of a layer, with a norm a layer; or `trackstar`, as the two options below say."""
     optimizer_correction: Literal["auto", "estimate", "none"] = "auto"
-    """Second moments: from the checkpoint's optimizer state, else (or always) estimated from a sample, or none."""
+    """Of trackstar, second moments: the optimizer state's, else (or always) estimated from a sample, or none."""
     curvature: Literal["mixed", "none"] = "mixed"
-    """Whether gradients are whitened by their second moments, mixed of corpus and queries (TrackStar)."""
+    """Of trackstar: whether gradients are whitened by their second moments, mixed of corpus and queries."""
     min_coverage: float = 0.9
     """Least share of the model's trainable parameters whose gradients can be tracked."""
     passages_per_shard: int = 10_000
     """Passages a shard: the unit of work, of memory and of resuming."""
     num_pseudo_facts: int = 200
-    """Facts cut from the corpus itself, whose gradients tell the curvature of questions."""
+    """Of trackstar: facts cut from the corpus itself, whose gradients tell the curvature of questions."""
     max_dead_fraction: float = 0.01
     """Share of records that may be refused before the job fails."""
     id_field: str = "id"
@@ -148,6 +148,9 @@ class IndexConfig:
         _require(0 <= self.overlap < self.max_tokens, "overlap", "0 to --max_tokens - 1", self.overlap)
         _require(0 < self.layers <= 1, "layers", "more than 0, at most 1", self.layers)
         _require(0 <= self.min_coverage <= 1, "min_coverage", "0 to 1", self.min_coverage)
+        for option, plain in (("optimizer_correction", "auto"), ("curvature", "mixed")):
+            given = getattr(self, option)
+            _require(self.gradients == "trackstar" or given == plain, option, "it with --gradients trackstar", given)
         for option in ("projection_dim", "passages_per_shard", "num_pseudo_facts", "batch_tokens"):
             _require(getattr(self, option) >= 1, option, "at least 1", getattr(self, option))
         _require(0 <= self.max_dead_fraction <= 1, "max_dead_fraction", "0 to 1", self.max_dead_fraction)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from attribution import kfac
 from attribution.embedding import embed
 from attribution.passages import windows
 from attribution.pseudo_facts import sample_key
@@ -19,7 +20,7 @@ from attribution.sequences import Sequence, encode_example
 from pipelines import progress, resources
 from pipelines.config import IndexConfig
 from pipelines.corpus import CorpusFormat, base_folder, read_records
-from pipelines.gradient import recipe_of
+from pipelines.gradient import ESTIMATED, is_mixed, recipe_of, sample_size
 from pipelines.storage import is_local
 from schemas.records import DeadLetter, Passage
 
@@ -83,9 +84,13 @@ def estimate(config: IndexConfig, files: list[tuple[str, int]], details: dict[st
         size["dense"] = 4.0 * details["dense"]["dim"] + 8
     for row in details.get("gradient", {}).get("checkpoints", []):
         extractor = resources.extractor(row["path"], recipe_of(details))[0]
-        found = _sequences(extractor.checkpoint, timed)
-        seconds[f"gradient {row['name']}"] = _seconds_each(lambda e=extractor, s=found: list(e.batches(s)), len(texts))
-        size[f"gradient {row['name']}"] = row["bytes_per_example"] + 4.0 * sum(w * w for w in row["widths"]) / passages
+        found, name = _sequences(extractor.checkpoint, timed), f"gradient {row['name']}"
+        seconds[name] = _seconds_each(lambda e=extractor, s=found: list(e.batches(s)), len(texts))
+        once = 4.0 * sum(w * w for w in row["widths"]) if is_mixed(details) else 0.0
+        if row["optimizer_correction"] in ESTIMATED:
+            seconds[name] *= 1 + min(1.0, sample_size([row]) / passages)
+            once += kfac.roots_bytes(extractor.layers) if row["optimizer_correction"] == resources.KFAC else 0.0
+        size[name] = row["bytes_per_example"] + once / passages
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # kilobytes on Linux
     told = {
         "records": records,

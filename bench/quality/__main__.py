@@ -7,7 +7,7 @@ import logging
 import sys
 from pathlib import Path
 
-from bench.quality import report
+from bench.quality import peers, report
 from bench.quality.data import DEFAULT, load
 from bench.quality.kept import open_output
 from schemas.errors import ProponentError
@@ -17,8 +17,9 @@ TRACKS = {
     "A2": "every signal, gradients among them, over the sentences that an LM was trained on, on facts it answers",
     "B": "which facts are lost when what a signal ranks first is removed and the LM trained anew",
     "C": "facts told in words that share none with what is asked",
+    "D": "agreement with retraining: the linear datamodeling score, and one step on what is ranked first (tail-patch)",
 }
-WITH_BERGSON = ("A2",)
+WITH_PEERS = ("A2", "D")
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -33,11 +34,14 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--setting", choices=("small", "full"), default="small", help="how much is measured")
     parser.add_argument("--out", type=Path, required=True, help="a new folder for the results and what is kept")
     parser.add_argument("--resume", action="store_true", help="use again what is kept in --out and still fits")
-    help_text = f"the folder with the programs of bergson's environment, a peer of {', '.join(WITH_BERGSON)}"
-    parser.add_argument("--bergson", type=Path, help=help_text)
+    for package in peers.PACKAGES:
+        help_text = f"the folder with the programs of {package}'s environment, a peer of {', '.join(WITH_PEERS)}"
+        parser.add_argument(f"--{package}", type=Path, help=help_text)
     options = parser.parse_args(arguments)
-    if options.bergson and options.track not in WITH_BERGSON:
-        parser.error(f"--bergson: expected it with {', '.join(WITH_BERGSON)}, found it with {options.track}")
+    options.programs = {name: getattr(options, name) for name in peers.PACKAGES if getattr(options, name)}
+    if options.programs and options.track not in WITH_PEERS:
+        names = ", ".join(f"--{name}" for name in options.programs)
+        parser.error(f"{names}: expected it with {', '.join(WITH_PEERS)}, found it with {options.track}")
     return options
 
 
@@ -48,8 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
         open_output(options.out, options.resume)
         data = load(options.data, options.out)
         track = importlib.import_module(f"bench.quality.{options.track.lower()}")
-        peer = {"programs": options.bergson} if options.track in WITH_BERGSON else {}
-        result = track.run(options.setting, data, options.out, **peer)
+        given = {"programs": options.programs} if options.track in WITH_PEERS else {}
+        result = track.run(options.setting, data, options.out, **given)
     except ProponentError as error:
         print(f"bench.quality {options.track}: {error}", file=sys.stderr)
         return error.exit_code

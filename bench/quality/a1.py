@@ -175,7 +175,7 @@ def traced(
 
 
 def traces(
-    place: Path, index_folder: Path, facts: list[Fact], name: str = "trace", **options: Any
+    place: Path, index_folder: Path, facts: list[Fact], name: str = "trace", top_k: int = TOP, **options: Any
 ) -> Iterator[tuple[Fact, list[Proponent]]]:
     """Each fact with what `trace` ranks for it, by its defaults but for `options`; it is given no proponents.
 
@@ -187,7 +187,7 @@ def traces(
         block, output = facts[start : start + FACTS_AT_ONCE], str(place / f"{name}_{start}")
         delete_tree(output)  # of a run that was stopped
         path.write_bytes(jsonl_bytes(replace(fact, proponents=None).to_row() for fact in block))
-        trace.run(TraceConfig(index=str(index_folder), facts=str(path), output=output, top_k=TOP, **options))
+        trace.run(TraceConfig(index=str(index_folder), facts=str(path), output=output, top_k=top_k, **options))
         by_fact = {ranking[0].fact_id: ranking for ranking in read_rankings(output)}
         for fact in block:
             yield fact, by_fact.get(fact.id, [])

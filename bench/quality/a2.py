@@ -16,7 +16,7 @@ The arms, each asked for the same facts over the same sentences:
 - `gradient_dot`, `gradient_embedding`: what the product has no option for, from its features of the last checkpoint:
   their dot product, and the cosine of the word embedding's alone (which is the head's, too, where the two are tied);
 - `rrf`: reciprocal rank fusion of `bm25`, `dense` and `gradient`;
-- `bergson_trackstar_default`, `bergson_trackstar`: the peer (bergson.py), of the last checkpoint;
+- `bergson_trackstar_default`, `bergson_trackstar`, `kronfluence_ekfac`: the peers (peers.py), of the last checkpoint;
 - `random`: what chance gives, by formula.
 
 Words find these statements very well; the gradient arms are compared among each other. The pure ones are those that no
@@ -37,7 +37,7 @@ from attribution.gradients import FeatureExtractor
 from attribution.projection import Projection
 from attribution.sequences import encode_example, encode_fact
 from attribution.tracin import unit
-from bench.quality import a1, bergson, lm, metrics
+from bench.quality import a1, lm, metrics, peers
 from bench.quality.data import Data, say
 from bench.quality.kept import Kept
 from bench.quality.scores import Opened
@@ -59,7 +59,8 @@ LEAST_ANSWERED = 4
 BATCH_TOKENS = 1024
 SIGNALS = {"fused": "fused", "bm25": "bm25", "dense": "dense", "gradient": "gradient"}
 RAW = ("gradient_dot", "gradient_embedding")
-COSINE, PEERS = "gradient_cosine", tuple(bergson.OPTIONS)
+COSINE, PEERS = "gradient_cosine", tuple(peers.ARMS)
+TRACKSTARS = ("bergson_trackstar", "bergson_trackstar_default")
 TIMES_PEER, TIMES_COSINE = 5.0, 3.0  # what the best pure gradient arm's MRR is to be of theirs
 
 
@@ -72,17 +73,18 @@ class Gradient:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-PLAIN = {"optimizer_correction": "none", "curvature": "none"}
+TRACKSTAR = {"gradients": "trackstar"}
+PLAIN = TRACKSTAR | {"optimizer_correction": "none", "curvature": "none"}
 GRADIENTS = (
     Gradient(COSINE, True, PLAIN),
-    Gradient("gradient_adam", True, {"curvature": "none"}),
-    Gradient("gradient_trackstar", True),
-    Gradient("gradient_kfac", True, {"gradients": "kfac"}),
-    Gradient("gradient_kfac_32", True, {"gradients": "kfac", "projection_dim": 32}),
+    Gradient("gradient_adam", True, TRACKSTAR | {"curvature": "none"}),
+    Gradient("gradient_trackstar", True, TRACKSTAR),
+    Gradient("gradient_kfac", True),
+    Gradient("gradient_kfac_32", True, {"projection_dim": 32}),
 )
 MORE_GRADIENTS = (
     Gradient("gradient_tracin", False, PLAIN),
-    Gradient("gradient_trackstar_32", True, {"projection_dim": 32}),
+    Gradient("gradient_trackstar_32", True, TRACKSTAR | {"projection_dim": 32}),
 )
 
 
@@ -140,24 +142,23 @@ def run(
     encoder: str = "",
     plan: Plan | None = None,
     workers: int = 1,
-    programs: Path | None = None,
+    programs: peers.Programs | None = None,
 ) -> dict[str, Any]:
     """The result of the track; what is expensive is kept in `out`. `encoder` is a folder, by default MiniLM's; `plan`
-    stands in for that of the setting, `workers` is 0 for a training in this process, `programs` is bergson's folder."""
+    stands in for that of the setting, `workers` is 0 for a training in this process, `programs` are the peers'."""
     start, out, plan = time.perf_counter(), out.resolve(), plan or SETTINGS[setting]
     encoder, encoder_version = (encoder, "given") if encoder else a1.default_encoder()
     versions = library_versions() | {"encoder": encoder_version}
-    peer_version = {"bergson": bergson.version(programs)} if programs else {}
-    left_out = [] if programs else [f"{arm}: no --bergson names the programs of its environment" for arm in PEERS]
-    for line in left_out:
-        say(f"left out: {line}")
+    programs = programs or {}
+    peer_versions, left_out = peers.versions(programs), peers.left_out(programs)
     learned = learn(data, plan, out, workers)
     trained = time.perf_counter()
     main, places = indexes(learned, plan, out, encoder, versions)
     indexed = time.perf_counter()
-    peers = measure_peers(learned, out, programs, peer_version) if programs else {}
+    key = learned.job.key
+    scored = peers.measure(programs, out, key, learned.checkpoints[-1], learned.part.texts, learned.facts)
     peered = time.perf_counter()
-    key = learned.job.key | {
+    key |= {
         "versions": versions,
         "code_sha256": a1.code_sha256(),
         "facts": [fact.id for fact in learned.facts],
@@ -165,7 +166,8 @@ def run(
     }
     place = Kept(out).folder("rankings", key, lambda place: make_rankings(place, learned, plan, main, places))
     with np.load(place / "rankings.npz") as found:
-        rankings = {name: found[name] for name in found.files} | peers
+        rankings = {name: found[name] for name in found.files}
+    rankings |= {arm: a1.padded(best_rows(scores)) for arm, (scores, _) in scored.items()}
     ranked = time.perf_counter()
     say("measuring")
     return {
@@ -180,11 +182,11 @@ def run(
         "config": {"track": "A2", "setting": setting, **asdict(plan), "seed": SEED, "top_k": a1.TOP, "rrf_k": a1.RRF_K},
         "fusion": read_manifest(str(main), "index").details["fusion"],
         "seed": SEED,
-        "versions": versions | peer_version,
+        "versions": versions | peer_versions,
         "seconds": {
             "train": round(trained - start, 1),
             "index": round(indexed - trained, 1),
-            "bergson": round(peered - indexed, 1),
+            "peers": round(peered - indexed, 1),
             "rank": round(ranked - peered, 1),
             "all": round(time.perf_counter() - start, 1),
         },
@@ -235,21 +237,6 @@ def indexes(
         checkpoints = last if variant.last else learned.checkpoints
         places[variant.name] = make(f"index_{variant.name}", checkpoints, signals="bm25,gradient", **variant.options)
     return main, places
-
-
-def measure_peers(learned: Learned, out: Path, programs: Path, version: dict[str, str]) -> dict[str, np.ndarray]:
-    """By arm, bergson's rankings as `make_rankings` has the others; its scores are kept."""
-    found, last, facts = {}, learned.checkpoints[-1], learned.facts
-    for arm, options in bergson.OPTIONS.items():
-        key = learned.job.key | version | {"options": options, "checkpoint": Path(last).name}
-        key |= {"facts": [fact.id for fact in facts], "projection_dim": bergson.PROJECTION_DIM}
-
-        def make(place: Path, options: Sequence[str] = options) -> None:
-            bergson.trackstar(programs, place, last, learned.part.texts, facts, options)
-
-        path = Kept(out).folder(arm, key, make) / bergson.SCORES
-        found[arm] = a1.padded(best_rows(bergson.read_scores(path, len(facts), len(learned.part.ids))))
-    return found
 
 
 def make_rankings(place: Path, learned: Learned, plan: Plan, main: Path, places: dict[str, Path]) -> None:
@@ -323,7 +310,7 @@ def figures(rankings: dict[str, np.ndarray], part: Data, facts: list[Fact], plan
 def checks(arms: dict[str, Any], paired: dict[str, Any], best: str) -> list[dict[str, Any]]:
     """What is to hold, each with what was found: `holds`. `best` is the best pure gradient arm."""
     found = []
-    for name, times in ((PEERS[1], TIMES_PEER), (PEERS[0], TIMES_PEER), (COSINE, TIMES_COSINE)):
+    for name, times in (*((name, TIMES_PEER) for name in TRACKSTARS), (COSINE, TIMES_COSINE)):
         if name in arms:
             ratio = round(arms[best]["mrr"] / max(arms[name]["mrr"], 1e-6), 6)
             what = f"MRR of the best pure gradient arm ({best}) / {name} >= {times:g}"

@@ -11,18 +11,15 @@ model's context.
 """
 
 import json
-import os
 import shutil
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from attribution.checkpoint import load_checkpoint
+from bench.quality import peer
 from bench.quality.data import say
-from schemas.errors import ConfigError, ProponentError
 from schemas.jsonl import jsonl_bytes
 from schemas.records import Fact
 
@@ -42,26 +39,10 @@ from bergson.data import load_scores
 scores = np.asarray(load_scores(Path(sys.argv[1]))[:], np.float32)
 np.save(sys.argv[2], np.ascontiguousarray(scores.T), allow_pickle=False)
 """
-VERSION = "import importlib.metadata as m; print(m.version('bergson'))"
-SCORES, LOG = "scores.npy", "log.txt"
-
-
-class PeerFailed(ProponentError):
-    """bergson ended with an error, or gave scores that are none."""
 
 
 def version(programs: Path) -> str:
-    """bergson's version. Raises ConfigError where the folder has no bergson, so that nothing is trained in vain."""
-    lacking = [name for name in ("bergson", "python") if not (programs / name).is_file()]
-    if lacking:
-        raise ConfigError(
-            f"--bergson {programs}: expected the folder with the programs bergson and python of its environment (bin), "
-            f"found no {' and no '.join(lacking)}; name it, or leave the option out"
-        )
-    found = subprocess.run([programs.absolute() / "python", "-c", VERSION], capture_output=True, text=True, check=False)
-    if found.returncode:
-        raise ConfigError(f"--bergson {programs}: its python does not find bergson:\n{found.stderr.strip()[-500:]}")
-    return found.stdout.strip()
+    return peer.version("bergson", programs, ("bergson", "python"))
 
 
 def write_inputs(place: Path, checkpoint: str, texts: Sequence[str], facts: Sequence[Fact]) -> int:
@@ -99,36 +80,10 @@ def trackstar(
     command += ["--query.dataset", "queries.jsonl"]
     command += ["--query.prompt_column", "prompt", "--query.completion_column", "completion"]
     command += ["--projection_dim", str(PROJECTION_DIM), "--precision", "fp32", "--token_batch_size", str(context)]
-    say(f"bergson trackstar {' '.join(options)}: {len(texts)} texts, {len(facts)} facts; its log is {place / LOG}")
-    with open(place / LOG, "w") as log:
-        _call([*command, "--nproc_per_node", "1", *options], place, log)
-        _call([programs / "python", "-c", READ, "run/scores", SCORES], place, log)
+    say(f"bergson trackstar {' '.join(options)}: {len(texts)} texts, {len(facts)} facts; its log is {place / peer.LOG}")
+    (place / peer.LOG).unlink(missing_ok=True)
+    peer.call([*command, "--nproc_per_node", "1", *options], place)
+    peer.call([programs / "python", "-c", READ, "run/scores", peer.SCORES], place)
     for name in ("run", "model", "home"):
         shutil.rmtree(place / name, ignore_errors=True)
-    return read_scores(place / SCORES, len(facts), len(texts))
-
-
-def read_scores(path: Path, num_facts: int, num_texts: int) -> np.ndarray:
-    """`[facts, texts]`. Raises PeerFailed for another shape and for what is no number."""
-    scores = np.load(path, allow_pickle=False)
-    if scores.shape != (num_facts, num_texts):
-        raise PeerFailed(
-            f"{path}: expected scores of {num_facts} facts by {num_texts} texts, found {scores.shape}; did bergson "
-            "leave some out?"
-        )
-    if not np.isfinite(scores).all():
-        raise PeerFailed(f"{path}: {int((~np.isfinite(scores)).sum())} of bergson's scores are no finite numbers")
-    return scores
-
-
-def _call(command: Sequence[str | Path], place: Path, log) -> None:
-    alone = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HOME": str(place / "home")}
-    threads = str(torch.get_num_threads())
-    alone |= {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-    done = subprocess.run(
-        [str(part) for part in command], cwd=place, env=os.environ | alone, stdout=log, stderr=log, check=False
-    )
-    if done.returncode:
-        log.flush()
-        tail = (place / LOG).read_text(errors="replace")[-2000:]
-        raise PeerFailed(f"{command[0]}: ended with {done.returncode}; the end of what it said:\n{tail}")
+    return peer.read_scores(place / peer.SCORES, len(facts), len(texts))

@@ -191,9 +191,9 @@ def train_one(job: Training, out: Path) -> None:
     Kept(out).folder(job.name, job.key, make)
 
 
-def train_all(jobs: Sequence[Training], out: Path, workers: int, threads: int = 1) -> None:
-    """Does the trainings that are not kept, `workers` at a time, each in a process of its own with as many `threads`;
-    with 0 workers, in this one.
+def train_all(jobs: Sequence[Training], out: Path, workers: int, threads: int = 1, together: int = 1) -> None:
+    """Does the trainings that are not kept, `workers` at a time, `together` in a process of its own with as many
+    `threads`; with 0 workers, in this one.
 
     A training that was begun by a run that was killed goes on to its end and is kept, as its process is not this one's.
     """
@@ -205,24 +205,27 @@ def train_all(jobs: Sequence[Training], out: Path, workers: int, threads: int = 
         for job in missing:
             train_one(job, out)
         return
-    start = time.perf_counter()
+    start, done = time.perf_counter(), 0
     with ThreadPoolExecutor(workers) as pool:
-        futures = {pool.submit(_in_a_process, job, out, threads): job for job in missing}
-        for done, future in enumerate(as_completed(futures), start=1):
+        shares = [missing[first : first + together] for first in range(0, len(missing), together)]
+        futures = {pool.submit(_in_a_process, share, out, threads): share for share in shares}
+        for future in as_completed(futures):
             if future.exception():
                 pool.shutdown(cancel_futures=True)
             future.result()
-            passed = time.perf_counter() - start
+            done, passed = done + len(futures[future]), time.perf_counter() - start
             left = passed / done * (len(missing) - done) / 60
-            say(f"training: {futures[future].name} done, {done} of {len(missing)}; about {left:.0f} min left")
+            say(f"training: {futures[future][-1].name} done, {done} of {len(missing)}; about {left:.0f} min left")
 
 
-def _in_a_process(job: Training, out: Path, threads: int) -> None:
+def _in_a_process(jobs: Sequence[Training], out: Path, threads: int) -> None:
     command = [sys.executable, "-m", "bench.quality.lm", str(out)]
     alone = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    done = subprocess.run(command, input=json.dumps(asdict(job)), text=True, env=alone, check=False, cwd=ROOT)
+    given = json.dumps([asdict(job) for job in jobs])
+    done = subprocess.run(command, input=given, text=True, env=alone, check=False, cwd=ROOT)
     if done.returncode:
-        raise TrainingFailed(f"training {job.name}: its process ended with {done.returncode}; --resume goes on from it")
+        names = f"{jobs[0].name} to {jobs[-1].name}" if len(jobs) > 1 else jobs[0].name
+        raise TrainingFailed(f"training {names}: its process ended with {done.returncode}; --resume goes on from it")
 
 
 @dataclass(frozen=True)
@@ -250,4 +253,5 @@ def model_of(job: Training, out: Path) -> str:
 
 if __name__ == "__main__":
     progress.set_quiet(True)
-    train_one(Training(**json.loads(sys.stdin.read())), Path(sys.argv[1]))
+    for row in json.loads(sys.stdin.read()):
+        train_one(Training(**row), Path(sys.argv[1]))

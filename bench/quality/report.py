@@ -1,7 +1,7 @@
 """What a track leaves in its folder: `results.json`, `table.md` and the plots as SVG."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,14 @@ BREAKDOWNS = {"by_kind": "kind", "by_relation": "relation", "by_num_proponents":
 
 def write(result: dict[str, Any], out: Path) -> None:
     (out / "results.json").write_text(json.dumps(result, indent=1) + "\n")
-    removing = "knowledge" in result
-    lines = removal_tables(result) if removing else tables(result)
+    lines = {"B": removal_tables, "D": agreement_tables}.get(result["track"], tables)(result)
     (out / "table.md").write_text("\n".join(lines) + "\n")
     with matplotlib.style.context(["default", STYLE]):
-        if removing:
+        if result["track"] == "B":
             _save(removal_plot(result["arms"]), out / "removal.svg")
+            return
+        if result["track"] == "D":
+            _save(agreement_plot(result["arms"], result["config"]["ks"]), out / "agreement.svg")
             return
         _save(arms_plot({title: part["arms"] for title, part in _protocols(result).items()}), out / "arms.svg")
         if "by_relation" in result:
@@ -143,14 +145,18 @@ def removal_tables(result: dict[str, Any]) -> Iterator[str]:
                 lost, change = _ends(found, "lost"), _ends(found, "log_probability_change", "+.2f")
                 rows.append([name, k, str(found["removed"]), lost, change, *told])
     yield from _table(header, rows)
-    yield "\n## Facts lost, paired by fact\n"
-    measures = list(dict.fromkeys(name for row in result["paired"].values() for name in row))
-    rows = [
-        [name, *(_difference(row[measure]) if measure in row else "" for measure in measures)]
-        for name, row in result["paired"].items()
-    ]
-    yield from _table(["difference", *measures], rows)
+    yield from _paired("Facts lost, paired by fact", result["paired"])
     yield from _checks(result["checks"])
+
+
+def _paired(title: str, paired: dict[str, Any], form: str = "+.3f") -> Iterator[str]:
+    yield f"\n## {title}\n"
+    measures = list(dict.fromkeys(name for row in paired.values() for name in row))
+    rows = [
+        [name, *(_difference(row[measure], form) if measure in row else "" for measure in measures)]
+        for name, row in paired.items()
+    ]
+    yield from _table(["difference", *(measure.replace("_", " ") for measure in measures)], rows)
 
 
 def _checks(checks: list[dict[str, Any]]) -> Iterator[str]:
@@ -166,9 +172,9 @@ def _ends(row: dict[str, Any], measure: str, form: str = ".3f") -> str:
     return f"{row[measure]:{form}} [{low:{form}}, {high:{form}}]"
 
 
-def _difference(row: dict[str, Any]) -> str:
+def _difference(row: dict[str, Any], form: str) -> str:
     low, high = row["interval"]
-    return f"{row['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
+    return f"{row['difference']:{form}} [{low:{form}}, {high:{form}}]"
 
 
 def removal_plot(arms: dict[str, Any]) -> Figure:
@@ -186,6 +192,61 @@ def removal_plot(arms: dict[str, Any]) -> Figure:
     panel.set_xlim(left=0)
     panel.grid(color="#dddddd")
     figure.legend(loc="outside lower center", ncols=6, frameon=False)
+    return figure
+
+
+def agreement_tables(result: dict[str, Any]) -> Iterator[str]:
+    """Lines of Markdown, of a track that compares scores with what a training makes of the examples."""
+    knowledge, config, arms = result["knowledge"], result["config"], result["arms"]
+    yield f"# {result['track']}, {config['setting']}: {result['facts']:,} facts, {result['examples']:,} examples\n"
+    yield f"Data: {result['data']} (sha256 {result['data_sha256'][:16]}); seed {result['seed']}."
+    yield (
+        f"LDS over {config['subsets']} trainings on half of the examples ({result['seconds']['a training']:.0f} s a "
+        f"training). Tail-patch: one step on one example (learning rate {config['learning_rate']:g}), the gain in "
+        "probability."
+    )
+    yield (
+        f"The LM says {knowledge['answered_with_all_examples']:.1%} of the facts, with half of the examples "
+        f"{knowledge['answered_with_half_of_them']:.1%}."
+    )
+    yield "In brackets: 95 % bootstrap intervals over facts. Seconds: of an arm's index and trace.\n"
+    if result["left_out"]:
+        yield from (*(f"Left out: {line}." for line in result["left_out"]), "")
+    measures = [f"tail_patch_at_{k}" for k in config["ks"]]
+    rows = [
+        [
+            name,
+            _ends(arm, "lds"),
+            *(_ends(arm, measure, ".4f") for measure in measures),
+            f"{arm['seconds']:.0f}" if "seconds" in arm else "",
+        ]
+        for name, arm in sorted(arms.items(), key=lambda pair: -pair[1]["lds"])
+    ]
+    yield from _table(["arm", "LDS", *(f"tail-patch at {k}" for k in config["ks"]), "seconds"], rows)
+    yield from _paired("Differences, paired by fact", result["paired"], "+.4f")
+    yield from _checks(result["checks"])
+
+
+def agreement_plot(arms: dict[str, Any], ks: Sequence[int]) -> Figure:
+    """Every arm's LDS, and beside it its tail-patch at each k, with intervals; the best arm by LDS on top."""
+    names = sorted(arms, key=lambda arm: arms[arm]["lds"])
+    figure = Figure(figsize=(10, 1.2 + 0.42 * len(names)), layout="constrained")
+    panels, rows = figure.subplots(1, 2, sharey=True), range(len(names))
+    drawn = [(panels[0], "lds", 0.0, "#0b5cad", "LDS")]
+    for place, k in enumerate(ks):
+        shift = 0.3 * (0.5 - place / max(1, len(ks) - 1))
+        drawn.append((panels[1], f"tail_patch_at_{k}", shift, f"C{place}", f"k = {k}"))
+    for panel, measure, shift, colour, label in drawn:
+        low, high = zip(*(arms[name][f"{measure}_interval"] for name in names), strict=True)
+        panel.hlines([row + shift for row in rows], low, high, color=colour, linewidth=1.5)
+        points = [arms[name][measure] for name in names]
+        panel.plot(points, [row + shift for row in rows], "o", color=colour, markersize=4, label=label)
+    panels[0].set(title="LDS", yticks=rows, yticklabels=names)
+    panels[1].set(title="Tail-patch: gain in the target's probability")
+    for panel in panels:
+        panel.axvline(0, color="#999999", linewidth=0.8)
+        panel.grid(axis="x", color="#dddddd")
+    figure.legend(*panels[1].get_legend_handles_labels(), loc="outside lower center", ncols=len(ks), frameon=False)
     return figure
 
 

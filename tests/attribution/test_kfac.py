@@ -8,7 +8,7 @@ from attribution import kfac
 from attribution.backward import Backward, to_loss_gradient
 from attribution.checkpoint import load_checkpoint
 from attribution.gradients import FeatureExtractor
-from attribution.kfac import DAMPING, estimate_roots, load_roots, save_roots
+from attribution.kfac import DAMPING, estimate_roots, load_roots, roots_bytes, save_roots
 from attribution.layers import tracked_layers
 from attribution.projection import Projection
 from attribution.sequences import causal
@@ -121,7 +121,9 @@ def test_wide_sides_and_experts_have_diagonals(tmp_path, family, monkeypatch):
 
 
 def test_roots_read_back_from_their_file(checkpoint, tmp_path):
-    roots = estimate_roots(backward_of(checkpoint), EXAMPLES, 2048)
+    backward = backward_of(checkpoint)
+    roots = estimate_roots(backward, EXAMPLES, 2048)
+    assert sum(root.nbytes for pair in roots.values() for root in pair) == roots_bytes(backward.layers)
     save_roots(roots, tmp_path / "roots.safetensors")
     back = load_roots(str(tmp_path / "roots.safetensors"))
     assert back.keys() == roots.keys()

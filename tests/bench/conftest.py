@@ -1,11 +1,13 @@
 """A tiny synthetic corpus, one run of A1 on it with an encoder of random weights, a corpus that a tiny LM learns."""
 
 import gzip
+import sys
 from pathlib import Path
 
 import pytest
+import transformers
 
-from bench.quality import a1, synthetic
+from bench.quality import a1, peers, synthetic
 from bench.quality.data import Data, read
 from pipelines import progress
 from schemas.jsonl import jsonl_bytes
@@ -66,6 +68,69 @@ def corpus_and_facts() -> tuple[list[dict], list[dict]]:
             }
         )
     return corpus, facts
+
+
+# In place of bergson, scores [texts, queries]: the words that a text shares with the query; none with --unit_normalize.
+BERGSON = """
+import json, os, sys
+import numpy as np
+def rows(option):
+    return [json.loads(line) for line in open(sys.argv[sys.argv.index(option) + 1])]
+words = lambda *texts: set(" ".join(texts).replace(".", " ").replace("</s>", " ").split())
+texts = [words(row["text"]) for row in rows("--data.dataset")]
+asked = [words(row["prompt"], row["completion"]) for row in rows("--query.dataset")]
+assert os.path.isfile("model/config.json") and os.environ["HF_HUB_OFFLINE"] == "1"
+counts = [[len(text & query) for query in asked] for text in texts]
+os.makedirs("run/scores")
+np.save("run/scores/s.npy", np.array(counts, np.float16) * ("--unit_normalize" not in sys.argv))
+"""
+
+
+# In place of kronfluence, scores [queries, texts]: the token ids that a text shares with the query.
+KRONFLUENCE = """
+import json, os, sys
+import numpy as np
+rows = json.load(open("sequences.json"))
+texts, asked = ([set(tokens) for tokens, labels in rows[kind]] for kind in ("texts", "facts"))
+assert os.path.isfile("model/config.json") and os.environ["HF_HUB_OFFLINE"] == "1"
+np.save(sys.argv[-1], np.array([[len(text & query) for text in texts] for query in asked], np.float32))
+"""
+
+
+def stand_in(folder: Path, program: str = BERGSON) -> Path:
+    """Programs bergson and python, whose package bergson reads what the program wrote; python -P runs KRONFLUENCE."""
+    programs, packages = folder / "bin", folder / "packages"
+    programs.mkdir(parents=True)
+    for name in peers.PACKAGES:
+        (packages / f"{name}-0.1.dist-info").mkdir(parents=True)
+        told = f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.1\n"
+        (packages / f"{name}-0.1.dist-info" / "METADATA").write_text(told)
+    (packages / "bergson").mkdir()
+    (packages / "bergson" / "__init__.py").touch()
+    (packages / "bergson" / "data.py").write_text(
+        "import numpy\ndef load_scores(path): return numpy.load(path / 's.npy')\n"
+    )
+    (folder / "program.py").write_text(program)
+    (folder / "kronfluence.py").write_text(KRONFLUENCE)
+    head = f"#!/bin/sh\nexport PYTHONPATH={packages}\n"
+    other = f'[ "$1" = -P ] && exec {sys.executable} {folder / "kronfluence.py"} "$@"\n'
+    (programs / "bergson").write_text(f'{head}exec {sys.executable} {folder / "program.py"} "$@"\n')
+    (programs / "python").write_text(f'{head}{other}exec {sys.executable} "$@"\n')
+    for name in ("bergson", "python"):
+        (programs / name).chmod(0o755)
+    return programs
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory) -> peers.Programs:
+    return dict.fromkeys(peers.PACKAGES, stand_in(tmp_path_factory.mktemp("peers")))
+
+
+@pytest.fixture(scope="session")
+def pooled(tmp_path_factory) -> str:
+    """An encoder with weights for its pooler: of one that is filled in at random, a second loading has another hash."""
+    model = transformers.BertModel(tiny.bert_shape()).eval()
+    return tiny.save(model, tmp_path_factory.mktemp("pooled") / "bert", "masked")
 
 
 @pytest.fixture(scope="session")

@@ -1,23 +1,20 @@
-"""A2 from end to end with an LM of two thousand parameters, and a stand-in for bergson, which no test needs."""
+"""A2 from end to end with an LM of two thousand parameters, and stand-ins for its peers, which no test needs."""
 
 import json
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-import transformers
 
-from bench.quality import a2, bergson, lm, metrics, report
+from bench.quality import a2, lm, metrics, peer, peers, report
 from bench.quality.__main__ import main
 from pipelines.rerank import EXACT
 from pipelines.resources import resolve_checkpoints
 from schemas.errors import ConfigError
 from schemas.records import Proponent
-from tests import tiny
 from tests.bench.conftest import RECIPE
 
 PLAN = a2.Plan(
@@ -33,57 +30,13 @@ ARMS = {
     "gradient_kfac", "gradient_kfac_32",
     "gradient_dot", "gradient_embedding", "rrf", "random",
 }  # fmt: skip
-# Scores [texts, queries]: the words that a text shares with the query; none at all with --unit_normalize.
-PROGRAM = """
-import json, os, sys
-import numpy as np
-def rows(option):
-    return [json.loads(line) for line in open(sys.argv[sys.argv.index(option) + 1])]
-words = lambda *texts: set(" ".join(texts).replace(".", " ").replace("</s>", " ").split())
-texts = [words(row["text"]) for row in rows("--data.dataset")]
-asked = [words(row["prompt"], row["completion"]) for row in rows("--query.dataset")]
-assert os.path.isfile("model/config.json") and os.environ["HF_HUB_OFFLINE"] == "1"
-counts = [[len(text & query) for query in asked] for text in texts]
-os.makedirs("run/scores")
-np.save("run/scores/s.npy", np.array(counts, np.float16) * ("--unit_normalize" not in sys.argv))
-"""
-
-
-def stand_in(folder: Path, program: str = PROGRAM) -> Path:
-    """Programs bergson and python, whose package bergson reads what the program wrote."""
-    programs, packages = folder / "bin", folder / "packages"
-    (packages / "bergson").mkdir(parents=True)
-    (packages / "bergson-0.1.dist-info").mkdir()
-    programs.mkdir()
-    (packages / "bergson-0.1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: bergson\nVersion: 0.1\n")
-    (packages / "bergson" / "__init__.py").touch()
-    (packages / "bergson" / "data.py").write_text(
-        "import numpy\ndef load_scores(path): return numpy.load(path / 's.npy')\n"
-    )
-    (folder / "program.py").write_text(program)
-    for name, given in (("python", ""), ("bergson", f"{folder / 'program.py'} ")):
-        (programs / name).write_text(f'#!/bin/sh\nPYTHONPATH={packages} exec {sys.executable} {given}"$@"\n')
-        (programs / name).chmod(0o755)
-    return programs
 
 
 @pytest.fixture(scope="module")
-def programs(tmp_path_factory) -> Path:
-    return stand_in(tmp_path_factory.mktemp("bergson"))
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory) -> str:
-    """With weights for its pooler: of one that is filled in at random, a second loading has another hash."""
-    model = transformers.BertModel(tiny.bert_shape()).eval()
-    return tiny.save(model, tmp_path_factory.mktemp("encoder") / "bert", "masked")
-
-
-@pytest.fixture(scope="module")
-def measured(tmp_path_factory, capitals, encoder, programs):
+def measured(tmp_path_factory, capitals, pooled, programs):
     """(A2's result, its folder)."""
     out = tmp_path_factory.mktemp("a2")
-    return a2.run("small", capitals, out, encoder, PLAN, workers=0, programs=programs), out
+    return a2.run("small", capitals, out, pooled, PLAN, workers=0, programs=programs), out
 
 
 def last_checkpoint(out: Path) -> str:
@@ -93,7 +46,7 @@ def last_checkpoint(out: Path) -> str:
 
 def test_every_arm_is_measured_on_the_facts_that_are_answered(measured, capitals):
     result, _ = measured
-    assert set(result["arms"]) == ARMS | set(bergson.OPTIONS)
+    assert set(result["arms"]) == ARMS | set(peers.ARMS)
     assert LEAST <= result["facts"] <= result["facts_asked"] == len(capitals.facts)
     assert result["examples"] == sum(len(fact.proponents) for fact in capitals.facts)
     for row in result["arms"].values():
@@ -106,8 +59,8 @@ def test_every_arm_is_measured_on_the_facts_that_are_answered(measured, capitals
     for arm in ("gradient", "gradient_trackstar", "gradient_tracin"):
         assert result["arms"][arm]["mrr"] > max(0.6, 2 * result["arms"]["random"]["mrr"])
     assert result["arms"]["bergson_trackstar"]["mrr"] < 0.5  # all its scores are equal: the order of the ids
-    assert {f"fused - {arm}" for arm in (ARMS | set(bergson.OPTIONS)) - {"fused"}} <= set(result["paired"])
-    assert not result["left_out"] and result["versions"]["bergson"] == "0.1"
+    assert {f"fused - {arm}" for arm in (ARMS | set(peers.ARMS)) - {"fused"}} <= set(result["paired"])
+    assert not result["left_out"] and result["versions"]["bergson"] == result["versions"]["kronfluence"] == "0.1"
     assert set(result["lexical_loss"]) >= {"fused", "bm25", "gradient"}
     json.dumps(result)
 
@@ -137,12 +90,12 @@ def test_proponents_of_other_facts_are_not_found(measured, capitals):
         assert wrong[arm]["mrr"] < right[arm]["mrr"] / 3
 
 
-def test_without_the_peer_its_arms_are_left_out_and_said(measured, capitals, encoder, tmp_path, capsys, monkeypatch):
+def test_without_the_peer_its_arms_are_left_out_and_said(measured, capitals, pooled, tmp_path, capsys, monkeypatch):
     result, out = measured
     shutil.copytree(out, tmp_path / "out")
     monkeypatch.setattr(a2, "make_rankings", lambda *given: pytest.fail("the rankings were made again"))
-    again = a2.run("small", capitals, tmp_path / "out", encoder, PLAN, workers=0)
-    assert set(again["arms"]) == ARMS and len(again["left_out"]) == 2
+    again = a2.run("small", capitals, tmp_path / "out", pooled, PLAN, workers=0)
+    assert set(again["arms"]) == ARMS and len(again["left_out"]) == 3
     assert {arm: again["arms"][arm] for arm in ARMS} == {arm: result["arms"][arm] for arm in ARMS}
     assert "left out: bergson_trackstar: no --bergson names the programs" in capsys.readouterr().err
     assert not [row for row in again["checks"] if "bergson" in row["what"]]
@@ -150,13 +103,13 @@ def test_without_the_peer_its_arms_are_left_out_and_said(measured, capitals, enc
     assert "Left out: bergson_trackstar: no --bergson" in (tmp_path / "table.md").read_text()
 
 
-def test_a_resumed_run_says_the_same_and_makes_nothing(measured, capitals, encoder, programs, monkeypatch):
+def test_a_resumed_run_says_the_same_and_makes_nothing(measured, capitals, pooled, programs, monkeypatch):
     result, out = measured
     monkeypatch.setattr(lm.train, "run", lambda config: pytest.fail("a model was trained again"))
     monkeypatch.setattr(a2.index, "run", lambda config: pytest.fail("an index was made again"))
-    monkeypatch.setattr(bergson, "trackstar", lambda *given: pytest.fail("the peer ran again"))
+    monkeypatch.setattr(peer, "call", lambda *given: pytest.fail("a peer ran again"))
     monkeypatch.setattr(a2, "make_rankings", lambda *given: pytest.fail("the rankings were made again"))
-    again = a2.run("small", capitals, out, encoder, PLAN, workers=0, programs=programs)
+    again = a2.run("small", capitals, out, pooled, PLAN, workers=0, programs=programs)
     assert {k: v for k, v in again.items() if k != "seconds"} == {k: v for k, v in result.items() if k != "seconds"}
 
 
@@ -166,18 +119,18 @@ def test_the_report_names_every_arm_and_what_is_to_hold(measured, tmp_path):
     table, plot = ((tmp_path / name).read_text() for name in ("table.md", "arms.svg"))
     for name in ("arms", "relations"):
         ElementTree.parse(tmp_path / f"{name}.svg")
-    for arm in ARMS | set(bergson.OPTIONS):
+    for arm in ARMS | set(peers.ARMS):
         assert f"| {arm} | {result['arms'][arm]['mrr']:.3f} [" in table and arm in plot
     assert "The LM was asked 24 facts" in table and "## What is to hold" in table
     assert "bm25" in (tmp_path / "relations.svg").read_text()
 
 
-def test_an_lm_that_answers_too_little_is_refused(measured, capitals, encoder, tmp_path, monkeypatch):
+def test_an_lm_that_answers_too_little_is_refused(measured, capitals, pooled, tmp_path, monkeypatch):
     shutil.copytree(measured[1], tmp_path / "out")
     said = lm.Said({fact.id: number < 3 for number, fact in enumerate(capitals.facts)}, {}, 0.0)
     monkeypatch.setattr(lm, "said", lambda job, out: said)
     with pytest.raises(ConfigError, match="at least 4 facts that the LM answers, found 3 of 24 asked"):
-        a2.run("small", capitals, tmp_path / "out", encoder, PLAN, workers=0)
+        a2.run("small", capitals, tmp_path / "out", pooled, PLAN, workers=0)
 
 
 def test_exact_products_rank_their_shortlist_alone():
@@ -223,48 +176,6 @@ def test_checks_hold_and_fail_where_they_should():
     assert a2.checks(arms, paired, "gradient_adam")[-1]["holds"]
 
 
-def test_the_peer_gets_what_the_training_saw(measured, capitals, tmp_path):
-    checkpoint, fact = last_checkpoint(measured[1]), capitals.facts[0]
-    long = "The capital of Oz is Verona. " * 20
-    context = bergson.write_inputs(tmp_path, checkpoint, ["Oz.", long], [fact])
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
-    short, cut = (json.loads(line)["text"] for line in (tmp_path / "corpus.jsonl").read_text().splitlines())
-    assert tokenizer(short).input_ids[-1] == tokenizer.eos_token_id
-    assert tokenizer(cut).input_ids == tokenizer(long).input_ids[:context] and context == RECIPE["context"]
-    (query,) = [json.loads(line) for line in (tmp_path / "queries.jsonl").read_text().splitlines()]
-    messages = [{"role": "user", "content": query["prompt"]}, {"role": "assistant", "content": query["completion"]}]
-    joined = tokenizer.apply_chat_template(messages, tokenize=False)
-    assert joined == tokenizer.bos_token + fact.prompt + fact.target
-    asked = tokenizer(joined, add_special_tokens=False).input_ids
-    assert asked == tokenizer(fact.prompt + fact.target).input_ids
-
-
-def test_a_folder_without_the_peer_is_refused_before_the_training(tmp_path, capitals, encoder, monkeypatch):
-    monkeypatch.setattr(lm, "train_all", lambda *given, **more: pytest.fail("a model was trained"))
-    (tmp_path / "bin").mkdir()
-    with pytest.raises(ConfigError, match=r"--bergson .*bin: expected the folder .* no bergson and no python; name it"):
-        a2.run("small", capitals, tmp_path, encoder, PLAN, workers=0, programs=tmp_path / "bin")
-    programs = stand_in(tmp_path / "other")
-    shutil.rmtree(tmp_path / "other" / "packages" / "bergson-0.1.dist-info")
-    with pytest.raises(ConfigError, match="its python does not find bergson"):
-        bergson.version(programs)
-
-
-def test_a_peer_that_fails_is_told_with_its_last_words(measured, capitals, tmp_path):
-    given = (last_checkpoint(measured[1]), capitals.texts[:3], capitals.facts[:2])
-    failing = stand_in(tmp_path / "failing", "import sys; print('out of luck', file=sys.stderr); sys.exit(3)")
-    (tmp_path / "a").mkdir()
-    with pytest.raises(bergson.PeerFailed, match=r"bergson: ended with 3; .*(?s:.)*out of luck"):
-        bergson.trackstar(failing, tmp_path / "a", *given)
-    fewer = stand_in(tmp_path / "fewer", PROGRAM.replace("in asked]", "in asked[1:]]"))
-    (tmp_path / "b").mkdir()
-    with pytest.raises(bergson.PeerFailed, match=r"expected scores of 2 facts by 3 texts, found \(1, 3\)"):
-        bergson.trackstar(fewer, tmp_path / "b", *given)
-    np.save(tmp_path / "s.npy", np.array([[1.0, np.nan]], np.float32))
-    with pytest.raises(bergson.PeerFailed, match="1 of bergson's scores are no finite numbers"):
-        bergson.read_scores(tmp_path / "s.npy", 1, 2)
-
-
 def test_an_lm_has_the_threads_that_it_is_given(capitals, tmp_path, monkeypatch):
     facts = tmp_path / "facts.jsonl"
     facts.write_text("")
@@ -281,15 +192,17 @@ def test_an_lm_has_the_threads_that_it_is_given(capitals, tmp_path, monkeypatch)
     assert found == ["2", "1"]
 
 
-def test_the_command_runs_the_track_with_its_peer(measured, capitals, encoder, programs, tmp_path, capsys, monkeypatch):
+def test_the_command_runs_the_track_with_its_peer(measured, capitals, pooled, programs, tmp_path, capsys, monkeypatch):
     """The folder is resumed, so that nothing is made again."""
     result, out = measured
     shutil.copytree(out, tmp_path / "out")
     monkeypatch.setitem(a2.SETTINGS, "small", PLAN)
-    monkeypatch.setattr("bench.quality.a1.default_encoder", lambda: (encoder, "given"))
+    monkeypatch.setattr("bench.quality.a1.default_encoder", lambda: (pooled, "given"))
     monkeypatch.setattr(a2, "make_rankings", lambda *given: pytest.fail("the rankings were made again"))
     command = ["A2", "--data", str(Path(capitals.corpus).parent), "--out", str(tmp_path / "out"), "--resume"]
-    assert main([*command, "--bergson", str(programs)]) == 0
+    for package, folder in programs.items():
+        command += [f"--{package}", str(folder)]
+    assert main(command) == 0
     printed = capsys.readouterr().out
     assert printed.count("\n") == 1 and json.loads(printed)["arms"] == result["arms"]
     assert (tmp_path / "out" / "table.md").is_file()

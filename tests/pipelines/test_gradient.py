@@ -105,7 +105,7 @@ def test_smaller_features_rank_as_float32_does(corpus, facts, last, tmp_path, ki
 
 def test_a_model_that_cannot_be_covered_is_refused_with_what_is_missing(corpus, last, tmp_path):
     with pytest.raises(ConfigError, match=r"expected layers that hold 100% .* found 9\d\.\d%.*wpe\.weight \(\d"):
-        index.run(gradient_config(corpus, tmp_path / "index", str(last), min_coverage=1.0))
+        index.run(gradient_config(corpus, tmp_path / "index", str(last), gradients="trackstar", min_coverage=1.0))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -160,7 +160,8 @@ def test_without_an_optimizer_state_its_moments_are_estimated_from_a_sample(corp
     shutil.copytree(last, bare, ignore=shutil.ignore_patterns("optimizer.safetensors"))
     found = {}
     for correction in ("auto", "none"):
-        config = gradient_config(corpus, tmp_path / correction, str(bare), optimizer_correction=correction)
+        options = {"gradients": "trackstar", "optimizer_correction": correction}
+        config = gradient_config(corpus, tmp_path / correction, str(bare), **options)
         manifest = index.run(config)
         [row] = manifest.details["gradient"]["checkpoints"]
         found[correction] = row["optimizer_correction"]
@@ -193,7 +194,8 @@ def test_a_prompt_and_its_completion_stay_whole_and_lose_on_the_completion_alone
     rows = [{"id": "whole", "text": text}, {"id": "parts", "prompt": prompt, "completion": text[len(prompt) :]}]
     rows += [row for row in corpus_rows()[1:20]]
     corpus = write_jsonl(tmp_path / "corpus.jsonl", rows)
-    manifest = index.run(gradient_config(corpus, tmp_path / "index", str(last), feature_dtype="float32"))
+    options = {"gradients": "trackstar", "feature_dtype": "float32"}  # of the others all norms are 1
+    manifest = index.run(gradient_config(corpus, tmp_path / "index", str(last), **options))
     [row] = manifest.details["gradient"]["checkpoints"]
     reader = RowReader(tmp_path / "index" / "gradients" / row["name"] / manifest.details["shards"][0]["name"])
     [(_, features)] = reader.blocks()
@@ -225,9 +227,15 @@ def test_a_scan_gives_the_scores_of_stored_features_and_stores_nothing(
 def whitened(corpus, last, tmp_path_factory) -> str:
     """An index of the last checkpoint with K-FAC's gradients, in float32, wide enough to lose nothing."""
     place = tmp_path_factory.mktemp("kfac")
-    options = {"gradients": "kfac", "projection_dim": 256, "feature_dtype": "float32"}
+    options = {"projection_dim": 256, "feature_dtype": "float32"}
     index.run(gradient_config(corpus, place / "index", str(last), **options))
     return str(place / "index")
+
+
+@pytest.mark.parametrize("option", [{"curvature": "none"}, {"optimizer_correction": "estimate"}])
+def test_an_option_of_other_gradients_is_refused(corpus, last, tmp_path, option):
+    with pytest.raises(ConfigError, match=f"--{next(iter(option))}: expected it with --gradients trackstar, found"):
+        gradient_config(corpus, tmp_path / "index", str(last), **option)
 
 
 def test_whitened_gradients_find_what_taught_a_fact(whitened, facts, tmp_path):
@@ -245,7 +253,7 @@ def test_whitened_gradients_find_what_taught_a_fact(whitened, facts, tmp_path):
 
 
 def test_whitened_gradients_are_the_same_in_shards_and_as_a_scan(whitened, corpus, facts, last, tmp_path):
-    options = {"gradients": "kfac", "projection_dim": 256, "feature_dtype": "float32"}
+    options = {"projection_dim": 256, "feature_dtype": "float32"}
     index.run(gradient_config(corpus, tmp_path / "cut", str(last), passages_per_shard=13, **options))
     ways = {"cut": traced(str(tmp_path / "cut"), facts, tmp_path / "cut-rankings")}
     ways["scan"] = traced(whitened, facts, tmp_path / "scan-rankings", scan=True)
@@ -266,7 +274,7 @@ def test_unprojected_the_exact_product_is_the_stored_one(whitened, facts, tmp_pa
 
 def test_the_whitening_is_made_again_where_its_sample_held_a_removed_text(corpus, last, tmp_path):
     place = tmp_path / "index"
-    index.run(gradient_config(corpus, place, str(last), gradients="kfac"))
+    index.run(gradient_config(corpus, place, str(last)))
     before = read_manifest(str(place), "index").details["gradient"]["checkpoints"][0]
     gone = corpus_rows()[0]
     removal = Removal(gone["id"], text_sha256(gone["text"]), "approved", "wrong", decided_by="ada")
@@ -278,7 +286,7 @@ def test_the_whitening_is_made_again_where_its_sample_held_a_removed_text(corpus
 
 def test_another_trace_into_the_same_folder_has_a_whitener_of_its_own(corpus, facts, last, tmp_path):
     """In one process: what was loaded by its path for the first one is not what the second one needs."""
-    index.run(gradient_config(corpus, tmp_path / "index", str(last), num_pseudo_facts=1))
+    index.run(gradient_config(corpus, tmp_path / "index", str(last), gradients="trackstar", num_pseudo_facts=1))
     few = write_jsonl(tmp_path / "few.jsonl", fact_rows()[:1])
     fresh = traced(str(tmp_path / "index"), facts, tmp_path / "fresh")
     traced(str(tmp_path / "index"), few, tmp_path / "rankings")

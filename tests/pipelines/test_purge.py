@@ -51,6 +51,7 @@ def planted(request, tmp_path_factory, checkpoints, encoder) -> Path:
     """An index with planted documents (index/), and one of the cleaned corpus (clean/)."""
     place = tmp_path_factory.mktemp("planted")
     options = {"passages_per_shard": 12, "feature_dtype": request.param, "max_dead_fraction": 0.1}
+    options["gradients"] = "trackstar"  # with second moments to be made anew, and norms that tell a row from others
     for name, rows in (("index", PLANTED), ("clean", [])):
         corpus = write_corpus(place, f"{name}-corpus", rows)
         index.run(index_config(corpus, place / name, checkpoints, encoder, **options))
@@ -275,7 +276,12 @@ def test_a_redaction_takes_the_whole_document_out_of_an_index(tmp_path, caplog):
 
 
 def test_an_estimate_that_a_removed_text_went_into_is_made_anew_and_all_features_with_it(tmp_path, checkpoints, facts):
-    options = {"checkpoints": (checkpoints,), "optimizer_correction": "estimate", "feature_dtype": "float32"}
+    options = {
+        "checkpoints": (checkpoints,),
+        "gradients": "trackstar",
+        "optimizer_correction": "estimate",
+        "feature_dtype": "float32",
+    }
     options |= {"max_tokens": 30, "overlap": 4, "projection_dim": 8, "num_pseudo_facts": 20, "max_dead_fraction": 0.1}
     for name, rows in (("index", PLANTED), ("clean", [])):
         corpus = write_corpus(tmp_path, f"{name}-corpus", rows)

@@ -17,7 +17,8 @@ from schemas.errors import ArtifactMismatch, ConfigError, FailureBudgetExceeded
 from tests.pipelines.conftest import corpus_rows, index_config, write_jsonl
 
 ROWS = corpus_rows()
-OPTIONS = {"passages_per_shard": 11, "feature_dtype": "int8"}
+# With an optimizer state nothing of TrackStar's gradients is estimated from a sample, which would be another.
+OPTIONS = {"passages_per_shard": 11, "feature_dtype": "int8", "gradients": "trackstar"}
 
 
 def files_of(folder) -> dict[str, str]:
