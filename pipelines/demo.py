@@ -90,9 +90,9 @@ def _method(corpus: DemoCorpus, trained: Manifest, indexed: Manifest, config: De
         f"{recipe['epochs']} epochs ({recipe['epochs'] * recipe['batches_per_epoch']:,} steps)",
         "Data order": "batch = hash(seed, epoch, id): removing a passage moves no other",
         "Checkpoints": ", ".join(trained.details["checkpoints"]) + ", weighted by learning rate",
-        "Signals": "BM25 (Lucene variant); dense: all-MiniLM-L6-v2; gradient: TracIn cosine of projected gradients, "
-        "Adam-corrected, whitened by their mixed curvature; exact: cosine of whole gradients for the first "
-        f"{RERANKED}",
+        "Signals": "BM25 (Lucene variant); dense: all-MiniLM-L6-v2; gradient: TracIn over the checkpoints, cosines of "
+        "projected gradients that are whitened on both sides of a layer (K-FAC); exact: the same unprojected for the "
+        f"first {RERANKED}",
         "Fusion": ", ".join(f"{name} {weight:.2g}" for name, weight in weights),
         "Approximations": "; ".join(indexed.details["approximations"]),
         "Seed": str(config.seed),
