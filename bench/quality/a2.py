@@ -13,8 +13,8 @@ The arms, each asked for the same facts over the same sentences:
 - `dense_hidden`: the dense signal with the LM's own last hidden states, their mean over the tokens;
 - the variants of the gradient signal (`GRADIENTS`, in the full setting `MORE_GRADIENTS`, too), each with an index of
   its own;
-- `gradient_dot`, `gradient_embedding`: what the product has no option for, from its features of the last checkpoint:
-  their dot product, and the cosine of the word embedding's alone (which is the head's, too, where the two are tied);
+- `gradient_dot`, `gradient_embedding`, in the full setting the ablations of the default gradients: what the product has
+  no option for (raw.py), of the last checkpoint;
 - `rrf`: reciprocal rank fusion of `bm25`, `dense` and `gradient`;
 - `bergson_trackstar_default`, `bergson_trackstar`, `kronfluence_ekfac`: the peers (peers.py), of the last checkpoint;
 - `random`: what chance gives, by formula.
@@ -25,19 +25,13 @@ other signal has chosen candidates for.
 
 import os
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from attribution.checkpoint import load_checkpoint
-from attribution.gradients import FeatureExtractor
-from attribution.projection import Projection
-from attribution.sequences import encode_example, encode_fact
-from attribution.tracin import unit
-from bench.quality import a1, lm, metrics, peers
+from bench.quality import a1, lm, metrics, peers, raw
 from bench.quality.data import Data, say
 from bench.quality.kept import Kept
 from bench.quality.scores import Opened
@@ -56,9 +50,7 @@ from schemas.records import Fact, Proponent
 
 SEED = 0
 LEAST_ANSWERED = 4
-BATCH_TOKENS = 1024
 SIGNALS = {"fused": "fused", "bm25": "bm25", "dense": "dense", "gradient": "gradient"}
-RAW = ("gradient_dot", "gradient_embedding")
 COSINE, PEERS = "gradient_cosine", tuple(peers.ARMS)
 TRACKSTARS = ("bergson_trackstar", "bergson_trackstar_default")
 TIMES_PEER, TIMES_COSINE = 5.0, 3.0  # what the best pure gradient arm's MRR is to be of theirs
@@ -96,6 +88,7 @@ class Plan:
     recipe: dict[str, Any]
     rerank: int
     gradients: tuple[Gradient, ...] = GRADIENTS
+    raw: tuple[str, ...] = raw.PLAIN
 
 
 RECIPE = {
@@ -121,6 +114,7 @@ SETTINGS = {
         recipe=RECIPE | {"epochs": 20},
         rerank=100,
         gradients=(*GRADIENTS, *MORE_GRADIENTS),
+        raw=(*raw.PLAIN, *raw.ABLATIONS),
     ),
 }
 
@@ -219,7 +213,7 @@ def indexes(
     last = learned.checkpoints[-1:]
 
     def make(name: str, checkpoints: tuple[str, ...] = (), encoder: str = "", **options: Any) -> Path:
-        options |= {"max_tokens": plan.recipe["context"] - 2, "batch_tokens": BATCH_TOKENS, "seed": SEED}
+        options |= {"max_tokens": plan.recipe["context"] - 2, "batch_tokens": raw.BATCH_TOKENS, "seed": SEED}
 
         def make_index(place: Path) -> None:
             if not (place / "index" / MANIFEST).is_file():
@@ -259,8 +253,8 @@ def make_rankings(place: Path, learned: Learned, plan: Plan, main: Path, places:
     ranked = zip(*(found[name] for name in ("bm25", "dense", "gradient")), strict=True)
     found["rrf"] = [a1.fused_by_rank(list(rankings)) for rankings in ranked]
     say("dot products and the embedding's gradient")
-    for arm, scores in zip(RAW, raw_scores(learned.checkpoints[-1], part.texts, facts), strict=True):
-        found[arm] = best_rows(scores)
+    made = raw.scores(learned.checkpoints[-1], part.texts, facts, plan.raw)
+    found |= {arm: best_rows(scores) for arm, scores in made.items()}
     np.savez(place / "rankings.npz", **{name: a1.padded(rankings) for name, rankings in found.items()})
 
 
@@ -279,23 +273,12 @@ def best_rows(scores: np.ndarray) -> list[list[int]]:
     return [a1.by_score(row, every)[: a1.TOP] for row in scores]
 
 
-def raw_scores(checkpoint: str, texts: Sequence[str], facts: Sequence[Fact]) -> tuple[np.ndarray, np.ndarray]:
-    """(dot products, cosines of the embedding's part) `[facts, texts]` of projected gradients as they are."""
-    loaded = load_checkpoint(checkpoint)
-    extractor = FeatureExtractor(loaded, Projection(IndexConfig.projection_dim, SEED), BATCH_TOKENS)
-    examples = extractor.features([encode_example(loaded, text) for text in texts])
-    queries = extractor.features([encode_fact(loaded, fact) for fact in facts])
-    embedding = loaded.model.get_input_embeddings().weight
-    [columns] = [extractor.columns[layer] for layer in extractor.layers if layer.parameter is embedding]
-    return queries @ examples.T, unit(queries[:, columns]) @ unit(examples[:, columns]).T
-
-
 def figures(rankings: dict[str, np.ndarray], part: Data, facts: list[Fact], plan: Plan) -> dict[str, Any]:
     """All that is reported of the rankings; `paired` holds the best pure gradient arm's differences as well."""
     known = [part.proponents(fact) for fact in facts]
     arms = {name: metrics.per_fact(table, known) for name, table in rankings.items()}
     arms["random"] = np.array([metrics.chance(len(part.ids), len(rows), a1.TOP) for rows in known])
-    pure = ["gradient", *(variant.name for variant in plan.gradients), *RAW]
+    pure = ["gradient", *(variant.name for variant in plan.gradients), *plan.raw]
     best = max(pure, key=lambda name: (arms[name][:, 0].mean(), name))
     compared = metrics.compare(arms, "fused", SEED)
     beside = {name: arms[name] for name in (best, COSINE, *PEERS) if name in arms}

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from bench.quality import a2, lm, metrics, peer, peers, report
+from bench.quality import a2, lm, metrics, peer, peers, raw, report
 from bench.quality.__main__ import main
 from pipelines.rerank import EXACT
 from pipelines.resources import resolve_checkpoints
@@ -22,13 +22,14 @@ PLAN = a2.Plan(
     recipe=RECIPE | {"num_checkpoints": 2},
     rerank=3,
     gradients=(*a2.GRADIENTS, *a2.MORE_GRADIENTS),
+    raw=(*raw.PLAIN, *raw.ABLATIONS),
 )
 LEAST = 12  # facts that this LM surely answers
 ARMS = {
     "fused", "bm25", "dense", "gradient", "fused_reranked", "gradient_exact", "bm25_prompt_target", "dense_hidden",
     "gradient_cosine", "gradient_tracin", "gradient_adam", "gradient_trackstar", "gradient_trackstar_32",
     "gradient_kfac", "gradient_kfac_32",
-    "gradient_dot", "gradient_embedding", "rrf", "random",
+    *raw.PLAIN, *raw.ABLATIONS, "rrf", "random",
 }  # fmt: skip
 
 
@@ -67,7 +68,7 @@ def test_every_arm_is_measured_on_the_facts_that_are_answered(measured, capitals
 
 def test_the_best_pure_gradient_arm_is_compared_with_the_peer(measured):
     result, _ = measured
-    pure = ARMS & {"gradient", *a2.RAW, *(variant.name for variant in PLAN.gradients)}
+    pure = ARMS & {"gradient", *raw.PLAIN, *raw.ABLATIONS, *(variant.name for variant in PLAN.gradients)}
     (best,) = {name.partition(" - ")[0] for name in result["paired"]} - {"fused"}
     assert result["arms"][best]["mrr"] == max(result["arms"][name]["mrr"] for name in pure)
     assert f"{best} - bergson_trackstar" in result["paired"]
@@ -146,16 +147,6 @@ def test_exact_products_rank_their_shortlist_alone():
     assert a2.by_signal(ranking, EXACT) == ["b", "d", "a"]
     assert a2.by_signal(ranking, "fused") == ["a", "b", "c", "d"]
     assert a2.best_rows(np.array([[0.1, 0.3, 0.3], [2.0, 1.0, 0.0]])) == [[1, 2, 0], [0, 1, 2]]
-
-
-def test_raw_scores_tell_length_and_the_embedding_apart(measured, capitals):
-    """The dot product of a text with a query grows with its gradient; a cosine does not exceed 1."""
-    texts, facts = capitals.texts[:5], capitals.facts[:3]
-    dots, cosines = a2.raw_scores(last_checkpoint(measured[1]), texts, facts)
-    assert dots.shape == cosines.shape == (3, 5)
-    assert np.abs(cosines).max() <= 1 + 1e-6 and not np.allclose(dots, cosines)
-    turned = a2.raw_scores(last_checkpoint(measured[1]), texts[::-1], facts)
-    assert np.allclose(turned[0][:, ::-1], dots, rtol=1e-4) and np.allclose(turned[1][:, ::-1], cosines, atol=1e-5)
 
 
 def test_checks_hold_and_fail_where_they_should():

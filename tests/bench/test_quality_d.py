@@ -12,7 +12,7 @@ from scipy.stats import spearmanr
 from torch.nn import functional
 
 from attribution.checkpoint import load_checkpoint
-from bench.quality import a2, d, lm, peer, peers, report
+from bench.quality import a2, d, lm, peer, peers, raw, report
 from bench.quality.__main__ import main
 from schemas.errors import ConfigError
 from tests.bench.conftest import RECIPE
@@ -24,7 +24,7 @@ PLAN = d.Plan(
     subsets=12,
     gradients=(a2.GRADIENTS[0], a2.Gradient("gradient_kfac", True)),
 )
-ARMS = {"fused", "bm25", "dense", "gradient", "gradient_cosine", "gradient_kfac", *a2.RAW, "random"}
+ARMS = {"fused", "bm25", "dense", "gradient", "gradient_cosine", "gradient_kfac", *d.RAW, "random"}
 GENERATOR = np.random.default_rng(0)
 
 
@@ -92,6 +92,21 @@ def test_a_step_on_one_text_is_that_of_the_optimizer(measured, capitals):
     assert gains[0, 0] > gains[0, 1] and gains[0, 0] > 1e-4
 
 
+def test_raw_scores_are_what_they_are_named(measured, capitals):
+    """Dot products grow with a text's gradient, means of cosines do not exceed 1; none depends on the others' order."""
+    (place,) = measured[1].glob("train-*/model/step-*")
+    texts, facts = capitals.texts[:5], capitals.facts[:3]
+    found = raw.scores(str(place), texts, facts, d.RAW)
+    turned = raw.scores(str(place), texts[::-1], facts, d.RAW)
+    assert list(found) == list(d.RAW) and len({scores.tobytes() for scores in found.values()}) == len(d.RAW)
+    for arm, scores in found.items():
+        assert scores.shape == (3, 5)
+        np.testing.assert_allclose(turned[arm][:, ::-1], scores, rtol=2e-3, atol=2e-3 * np.abs(scores).max())
+        if arm not in ("gradient_dot", "kfac_influence"):
+            assert np.abs(scores).max() <= 1 + 1e-6
+    assert list(raw.scores(str(place), texts, facts, raw.PLAIN)) == list(raw.PLAIN)
+
+
 def test_every_arm_is_measured(measured, capitals):
     result, _ = measured
     assert set(result["arms"]) == ARMS | set(peers.ARMS)
@@ -106,7 +121,7 @@ def test_every_arm_is_measured(measured, capitals):
         assert result["arms"][arm]["tail_patch_at_1"] > 2 * result["arms"]["random"]["tail_patch_at_1"]
     assert result["arms"]["random"]["lds"] == 0
     (best,) = {name.partition(" - ")[0] for name in result["paired"]}
-    pure = ("gradient_cosine", "gradient_kfac", *a2.RAW)
+    pure = ("gradient_cosine", "gradient_kfac", *d.RAW)
     assert result["arms"][best]["lds"] == max(result["arms"][arm]["lds"] for arm in pure)
     assert len(result["checks"]) == 6 * len(peers.ARMS)
     json.dumps(result)
