@@ -13,8 +13,8 @@ The arms, each asked for the same facts over the same sentences:
 - `dense_hidden`: the dense signal with the LM's own last hidden states, their mean over the tokens;
 - the variants of the gradient signal (`GRADIENTS`, in the full setting `MORE_GRADIENTS`, too), each with an index of
   its own;
-- `gradient_dot`, `gradient_embedding`, in the full setting the ablations of the default gradients: what the product has
-  no option for (raw.py), of the last checkpoint;
+- what the product has no option for (raw.py), of the last checkpoint: `gradient_dot`, `gradient_embedding`, `kfac_64`,
+  `kfac_64_contrast`, in the full setting an ablation of each choice of the default gradients;
 - `rrf`: reciprocal rank fusion of `bm25`, `dense` and `gradient`;
 - `bergson_trackstar_default`, `bergson_trackstar`, `kronfluence_ekfac`: the peers (peers.py), of the last checkpoint;
 - `random`: what chance gives, by formula.
@@ -88,7 +88,7 @@ class Plan:
     recipe: dict[str, Any]
     rerank: int
     gradients: tuple[Gradient, ...] = GRADIENTS
-    raw: tuple[str, ...] = raw.PLAIN
+    raw: tuple[str, ...] = (*raw.PLAIN, *raw.WIDE)
 
 
 RECIPE = {
@@ -114,7 +114,7 @@ SETTINGS = {
         recipe=RECIPE | {"epochs": 20},
         rerank=100,
         gradients=(*GRADIENTS, *MORE_GRADIENTS),
-        raw=(*raw.PLAIN, *raw.ABLATIONS),
+        raw=(*raw.PLAIN, *raw.WIDE, *raw.ABLATIONS),
     ),
 }
 
@@ -252,7 +252,7 @@ def make_rankings(place: Path, learned: Learned, plan: Plan, main: Path, places:
     found["bm25_prompt_target"] = [opened.bm25_ranking(text_query(fact, "prompt_target"), a1.TOP) for fact in facts]
     ranked = zip(*(found[name] for name in ("bm25", "dense", "gradient")), strict=True)
     found["rrf"] = [a1.fused_by_rank(list(rankings)) for rankings in ranked]
-    say("dot products and the embedding's gradient")
+    say("gradients that no index holds")
     made = raw.scores(learned.checkpoints[-1], part.texts, facts, plan.raw)
     found |= {arm: best_rows(scores) for arm, scores in made.items()}
     np.savez(place / "rankings.npz", **{name: a1.padded(rankings) for name, rankings in found.items()})

@@ -8,13 +8,17 @@ default (attribution/kfac.py: unit labels, both sides of a layer whitened, the m
 - `kfac_without_whitening`;
 - `kfac_without_norms`: one cosine of all layers together;
 - `kfac_influence`: neither unit labels nor norms, the dot product: an influence function with K-FAC, projected.
+
+`kfac_64` is the default with layers projected to 64 x 64, and `kfac_64_contrast` divides its scores of a text by their
+root mean square over all facts that are asked: what a text has for every question says little of one. It needs many.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from attribution.checkpoint import Checkpoint, load_checkpoint
+from attribution.checkpoint import load_checkpoint
 from attribution.gradients import FeatureExtractor
 from attribution.kfac import estimate_roots
 from attribution.projection import Projection
@@ -26,42 +30,54 @@ from schemas.records import Fact
 
 SEED = 0
 BATCH_TOKENS = 1024
+DIM, WIDE_DIM = IndexConfig.projection_dim, 64
 PLAIN = ("gradient_dot", "gradient_embedding")
+WIDE = ("kfac_64", "kfac_64_contrast")
 ABLATIONS = ("kfac_without_unit_labels", "kfac_without_whitening", "kfac_without_norms", "kfac_influence")
 
 
 def scores(checkpoint: str, texts: Sequence[str], facts: Sequence[Fact], arms: Sequence[str]) -> dict[str, np.ndarray]:
     """`[facts, texts]` by arm."""
-    loaded, found = load_checkpoint(checkpoint), {}
+    loaded, found, wanted = load_checkpoint(checkpoint), {}, set(arms)
     examples = [encode_example(loaded, text) for text in texts]
     queries = [encode_fact(loaded, fact) for fact in facts]
-    if set(arms) & set(PLAIN):
-        extractor = _extractor(loaded)
-        asked, made = extractor.features(queries), extractor.features(examples)
+
+    def features(dim: int = DIM, **options: Any) -> tuple[FeatureExtractor, np.ndarray, np.ndarray]:
+        extractor = FeatureExtractor(loaded, Projection(dim, SEED), BATCH_TOKENS, **options)
+        return extractor, extractor.features(queries), extractor.features(examples)
+
+    def whitening(labels: bool) -> dict[str, Any]:
+        options = {"blocks_only": True, "unit_labels": labels}
+        bare = FeatureExtractor(loaded, Projection(DIM, SEED), BATCH_TOKENS, **options)
+        drawn = np.random.default_rng(SEED).permutation(len(examples))[:FACTOR_SAMPLE]
+        return options | {"scales": estimate_roots(bare.backward, [examples[i] for i in drawn], BATCH_TOKENS)}
+
+    if wanted & set(PLAIN):
+        extractor, asked, made = features()
         embedding = loaded.model.get_input_embeddings().weight
         [columns] = [extractor.columns[layer] for layer in extractor.layers if layer.parameter is embedding]
         found["gradient_dot"] = asked @ made.T
         found["gradient_embedding"] = unit(asked[:, columns]) @ unit(made[:, columns]).T
-    for labels in (False, True) if set(arms) & set(ABLATIONS) else ():
-        bare = _extractor(loaded, blocks_only=True, unit_labels=labels)
-        drawn = np.random.default_rng(SEED).permutation(len(examples))[:FACTOR_SAMPLE]
-        roots = estimate_roots(bare.backward, [examples[i] for i in drawn], BATCH_TOKENS)
-        white = _extractor(loaded, blocks_only=True, unit_labels=labels, scales=roots)
-        asked, made = white.features(queries), white.features(examples)
-        if labels:
-            found["kfac_without_norms"] = unit(asked) @ unit(made).T
-            found["kfac_without_whitening"] = _by_layer(bare, bare.features(queries), bare.features(examples))
-        else:
-            found["kfac_without_unit_labels"] = _by_layer(white, asked, made)
-            found["kfac_influence"] = asked @ made.T
+    if wanted & set(WIDE):
+        found["kfac_64"] = by_layer(*features(WIDE_DIM, **whitening(True)))
+        found["kfac_64_contrast"] = contrast(found["kfac_64"])
+    if wanted & set(ABLATIONS):
+        _, asked, made = features(**whitening(True))
+        found["kfac_without_norms"] = unit(asked) @ unit(made).T
+        found["kfac_without_whitening"] = by_layer(*features(blocks_only=True, unit_labels=True))
+        extractor, asked, made = features(**whitening(False))
+        found["kfac_without_unit_labels"] = by_layer(extractor, asked, made)
+        found["kfac_influence"] = asked @ made.T
     return {arm: found[arm] for arm in arms}
 
 
-def _extractor(loaded: Checkpoint, **options) -> FeatureExtractor:
-    return FeatureExtractor(loaded, Projection(IndexConfig.projection_dim, SEED), BATCH_TOKENS, **options)
-
-
-def _by_layer(extractor: FeatureExtractor, asked: np.ndarray, made: np.ndarray) -> np.ndarray:
+def by_layer(extractor: FeatureExtractor, asked: np.ndarray, made: np.ndarray) -> np.ndarray:
     """The mean of the layers' cosines."""
     columns = extractor.columns.values()
     return sum(unit(asked[:, c]) @ unit(made[:, c]).T for c in columns) / len(columns)
+
+
+def contrast(scores: np.ndarray) -> np.ndarray:
+    """Scores `[facts, texts]`, each text's over their root mean square over the facts; 0 where all are."""
+    size = np.sqrt((scores**2).mean(axis=0))
+    return np.divide(scores, size, out=np.zeros_like(scores), where=size > 0)

@@ -22,14 +22,14 @@ PLAN = a2.Plan(
     recipe=RECIPE | {"num_checkpoints": 2},
     rerank=3,
     gradients=(*a2.GRADIENTS, *a2.MORE_GRADIENTS),
-    raw=(*raw.PLAIN, *raw.ABLATIONS),
+    raw=(*raw.PLAIN, *raw.WIDE, *raw.ABLATIONS),
 )
 LEAST = 12  # facts that this LM surely answers
 ARMS = {
     "fused", "bm25", "dense", "gradient", "fused_reranked", "gradient_exact", "bm25_prompt_target", "dense_hidden",
     "gradient_cosine", "gradient_tracin", "gradient_adam", "gradient_trackstar", "gradient_trackstar_32",
     "gradient_kfac", "gradient_kfac_32",
-    *raw.PLAIN, *raw.ABLATIONS, "rrf", "random",
+    *raw.PLAIN, *raw.WIDE, *raw.ABLATIONS, "rrf", "random",
 }  # fmt: skip
 
 
@@ -68,7 +68,7 @@ def test_every_arm_is_measured_on_the_facts_that_are_answered(measured, capitals
 
 def test_the_best_pure_gradient_arm_is_compared_with_the_peer(measured):
     result, _ = measured
-    pure = ARMS & {"gradient", *raw.PLAIN, *raw.ABLATIONS, *(variant.name for variant in PLAN.gradients)}
+    pure = ARMS & {"gradient", *PLAN.raw, *(variant.name for variant in PLAN.gradients)}
     (best,) = {name.partition(" - ")[0] for name in result["paired"]} - {"fused"}
     assert result["arms"][best]["mrr"] == max(result["arms"][name]["mrr"] for name in pure)
     assert f"{best} - bergson_trackstar" in result["paired"]

@@ -102,9 +102,11 @@ def test_raw_scores_are_what_they_are_named(measured, capitals):
     for arm, scores in found.items():
         assert scores.shape == (3, 5)
         np.testing.assert_allclose(turned[arm][:, ::-1], scores, rtol=2e-3, atol=2e-3 * np.abs(scores).max())
-        if arm not in ("gradient_dot", "kfac_influence"):
+        if arm not in ("gradient_dot", "kfac_influence", "kfac_64_contrast"):
             assert np.abs(scores).max() <= 1 + 1e-6
     assert list(raw.scores(str(place), texts, facts, raw.PLAIN)) == list(raw.PLAIN)
+    told = raw.contrast(np.array([[3.0, 0.0], [4.0, 0.0]]))
+    np.testing.assert_allclose(told, [[3 / 12.5**0.5, 0], [4 / 12.5**0.5, 0]])
 
 
 def test_every_arm_is_measured(measured, capitals):
