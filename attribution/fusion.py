@@ -12,8 +12,8 @@ words the shares of BM25 are small, and the others decide. Mapped to [0, 1] by t
 were once, the best of bad words weighed as much as the best of good ones. Reciprocal rank fusion, which knows ranks
 alone, throws a strong signal away when it is joined with a weak one: MRR 0.89 for 0.96 (`python -m bench.quality A1`).
 
-WEIGHTS are measured on facts of 10 relations of T-REx and checked on those of 9 others; that of the gradient is not
-measured yet (docs/method.md). Facts cut from the corpus, which they were fitted on, cannot tell weightings apart: such
+WEIGHTS are measured on facts of 10 relations of T-REx and checked on those of 9 others; that of the gradient on facts
+that an LM answers, where the order is the same from 0 to 0.6 (docs/method.md). Facts cut from the corpus, which they were fitted on, cannot tell weightings apart: such
 a fact's own passage has its words by construction (docs/log.md).
 """
 

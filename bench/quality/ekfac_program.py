@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from kronfluence.analyzer import Analyzer, prepare_model
 from kronfluence.task import Task
+from kronfluence.utils.dataset import DataLoaderKwargs
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
@@ -58,8 +59,8 @@ def replace_conv1d(module):
             replace_conv1d(child)
 
 
-def dataset(rows):
-    """Sequences padded to the longest of all: tokens, mask and labels `[rows, width]`."""
+def collate(rows):
+    """Sequences padded to the longest of the batch: tokens, mask and labels `[rows, width]`."""
     width = max(len(tokens) for tokens, _ in rows)
     tokens, mask = torch.zeros(len(rows), width, dtype=torch.long), torch.zeros(len(rows), width, dtype=torch.long)
     labels = torch.full((len(rows), width), NO_LABEL)
@@ -67,7 +68,7 @@ def dataset(rows):
         tokens[place, : len(given)], mask[place, : len(given)] = torch.tensor(given), 1
         wanted = torch.tensor(told)
         labels[place, : len(told)] = torch.where(wanted < 0, NO_LABEL, wanted)
-    return torch.utils.data.TensorDataset(tokens, mask, labels)
+    return tokens, mask, labels
 
 
 def main(path):
@@ -79,7 +80,10 @@ def main(path):
     names = [name for name, part in model.named_modules() if isinstance(part, torch.nn.Linear) and part is not head]
     task = LanguageModeling(names)
     analyzer = Analyzer("attribution", prepare_model(model, task), task, cpu=True, disable_tqdm=True)
-    texts, facts = dataset(rows["texts"]), dataset(rows["facts"])
+    analyzer.set_dataloader_kwargs(DataLoaderKwargs(collate_fn=collate))
+    # Neighbours in length share a batch: padded to the longest of all, half of a batch of T-REx sentences is padding.
+    order = sorted(range(len(rows["texts"])), key=lambda place: len(rows["texts"][place][0]))
+    texts, facts = [rows["texts"][place] for place in order], rows["facts"]
     analyzer.fit_all_factors("ekfac", dataset=texts, per_device_batch_size=TRAIN_BATCH)
     analyzer.compute_pairwise_scores(
         "scores",
@@ -89,8 +93,8 @@ def main(path):
         per_device_query_batch_size=QUERY_BATCH,
         per_device_train_batch_size=TRAIN_BATCH,
     )
-    found = analyzer.load_pairwise_scores("scores")["all_modules"]
-    np.save(path, found.float().numpy(), allow_pickle=False)
+    found = analyzer.load_pairwise_scores("scores")["all_modules"].float().numpy()
+    np.save(path, found[:, np.argsort(order)], allow_pickle=False)
 
 
 if __name__ == "__main__":
