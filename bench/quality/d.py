@@ -54,6 +54,7 @@ LEAST_FACTS = 4
 KS = (1, 3, 5, 10)
 SIGNALS = {"fused": "fused", "bm25": "bm25", "dense": "dense", "gradient": "gradient"}
 RAW = (*raw.PLAIN, *raw.WIDE, *raw.ABLATIONS)
+PASSAGES = 4  # of an example at most: a long one is cut
 TOGETHER = 10  # trainings a process: to start one takes some 6 s
 
 
@@ -292,7 +293,7 @@ def traced(place: Path, folder: Path, learned: Learned, signals: dict[str, str])
     """By arm the scores `[facts, examples]` that `trace` gives when every example is a candidate."""
     part, facts = learned.part, learned.facts
     found = {arm: np.full((len(facts), len(part.ids)), np.nan) for arm in signals}
-    for row, (_, proponents) in enumerate(a1.traces(place, folder, facts, top_k=len(part.ids))):
+    for row, (_, proponents) in enumerate(a1.traces(place, folder, facts, top_k=PASSAGES * len(part.ids))):
         for p in proponents:
             for arm, signal in signals.items():
                 here = found[arm][row], part.row_of[p.example_id]

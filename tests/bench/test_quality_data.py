@@ -1,10 +1,11 @@
 """What the quality benchmark reads, what it refuses and with which words, and what it keeps."""
 
 import json
+from pathlib import Path
 
 import pytest
 
-from bench.quality import synthetic
+from bench.quality import peers, synthetic
 from bench.quality.__main__ import main, parse
 from bench.quality.data import load, read
 from bench.quality.kept import KEY, Kept, open_output
@@ -115,21 +116,23 @@ def test_kept_folders_are_used_again_for_the_same_key_alone(tmp_path, capsys):
 
 
 def test_only_tracks_that_work_are_offered(capsys):
-    for track in ("A", "D"):
+    for track in ("A", "E"):
         with pytest.raises(SystemExit) as stopped:
             parse([track, "--out", "x"])
         assert stopped.value.code == 2
         assert f"invalid choice: '{track}'" in capsys.readouterr().err
-    for track in ("A1", "A2", "B", "C"):
+    for track in ("A1", "A2", "B", "C", "D"):
         assert parse([track, "--out", "x"]).track == track
 
 
 def test_a_peer_is_for_the_tracks_that_have_it(capsys):
-    assert str(parse(["A2", "--out", "x", "--bergson", "venv/bin"]).bergson) == "venv/bin"
+    for track in ("A2", "D"):
+        for package in peers.PACKAGES:
+            assert parse([track, "--out", "x", f"--{package}", "venv/bin"]).programs == {package: Path("venv/bin")}
     with pytest.raises(SystemExit) as stopped:
         parse(["A1", "--out", "x", "--bergson", "venv/bin"])
     assert stopped.value.code == 2
-    assert "--bergson: expected it with A2, found it with A1" in capsys.readouterr().err
+    assert "--bergson: expected it with A2, D, found it with A1" in capsys.readouterr().err
 
 
 def test_the_command_refuses_an_existing_output(tmp_path, capsys):
