@@ -78,8 +78,12 @@ def test_a_model_is_loaded_once_for_all_stages_of_an_index(tmp_path, monkeypatch
     monkeypatch.setattr(resources, "load_checkpoint", counting)
     resources._extractor.cache_clear()
     checkpoint = str(Path(checkpoints, "step-000200"))
-    index.run(index_config(corpus, tmp_path / "index", checkpoint, encoder, passages_per_shard=20))
+    options = {"passages_per_shard": 20, "gradients": "trackstar"}
+    index.run(index_config(corpus, tmp_path / "index", checkpoint, encoder, **options))
     assert loaded == [checkpoint]
+    loaded.clear()
+    index.run(index_config(corpus, tmp_path / "kfac", checkpoint, encoder, passages_per_shard=20))
+    assert loaded == [checkpoint] * 2  # once to estimate what the features are whitened by
 
 
 def test_two_outputs_are_two_jobs_and_one_output_is_one(tmp_path, monkeypatch):
