@@ -13,7 +13,7 @@ were once, the best of bad words weighed as much as the best of good ones. Recip
 alone, throws a strong signal away when it is joined with a weak one: MRR 0.89 for 0.96 (`python -m bench.quality A1`).
 
 WEIGHTS are measured on facts of 10 relations of T-REx and checked on those of 9 others; that of the gradient on facts
-that an LM answers, where the order is the same from 0 to 0.6 (docs/method.md). Facts cut from the corpus, which they
+that an LM answers, where it makes no difference up to 0.6 (docs/log.md). Facts cut from the corpus, which they
 were fitted on, cannot tell weightings apart: such a fact's own passage has its words by construction (docs/log.md).
 """
 

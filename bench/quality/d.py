@@ -70,7 +70,7 @@ class Plan:
 
 
 SETTINGS = {
-    # 903 facts in 1,000 sentences of 13 words; a training on 500 of them takes 10 to 13 s of one thread.
+    # 903 facts in 1,000 sentences of 13 words; a training on 500 of them took 35 s of one thread beside other jobs.
     "small": Plan(
         part=lm.Part(sentences=1000, most_words=20, most_statements=8, per_object=20, cue=1),
         recipe={
@@ -85,6 +85,22 @@ SETTINGS = {
             "num_checkpoints": 1,
         },
         facts=200,
+    ),
+    "full": Plan(
+        part=lm.Part(sentences=4000, most_words=40, most_statements=12, per_object=40, cue=1),
+        recipe={
+            "layers": 4,
+            "width": 128,
+            "heads": 4,
+            "context": 96,
+            "vocab_size": 4096,
+            "epochs": 20,
+            "batch_examples": 16,
+            "learning_rate": 3e-3,
+            "num_checkpoints": 1,
+        },
+        facts=1000,
+        gradients=tuple(variant for variant in (*a2.GRADIENTS, *a2.MORE_GRADIENTS) if variant.last),
     ),
 }
 
