@@ -19,10 +19,13 @@ import transformers
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch.nn import functional
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from attribution.checkpoint import CHECKPOINT_JSON, OPTIMIZER
 
 BOS, EOS = "<s>", "</s>"
+PACKED_ATTENTION = "proponent_packed"
 
 
 @dataclass(frozen=True)
@@ -96,25 +99,75 @@ def new_model(recipe: Recipe, vocab_size: int) -> transformers.GPT2LMHeadModel:
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,
+        activation_function="gelu_pytorch_tanh",  # GPT-2's, in one kernel instead of eight: 0.84 of a step's seconds
         bos_token_id=0,
         eos_token_id=1,
     )
     return transformers.GPT2LMHeadModel(config)
 
 
-def batch_loss(model: torch.nn.Module, batch: list[list[int]]) -> torch.Tensor:
-    """The summed next-token loss of the batch's sequences, right-padded; logits only where a loss is taken.
+def packed_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: None,
+    *,
+    places: torch.Tensor,
+    shape: tuple[int, int],
+    scaling: float,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention within each of the sequences that stand behind one another in one row.
 
-    With 1,500 T-REx sentences in batches of 64, three of five positions are padding.
+    Args:
+        module: The layer, unused.
+        query: `[1, heads, tokens, size]`, as `key` and `value`.
+        key: What is looked at.
+        value: What is taken from it.
+        attention_mask: None: no token sees the padding, which stands behind it.
+        places: Of each token its place in the sequences, padded to the longest and flattened.
+        shape: (sequences, tokens of the longest).
+        scaling: Of the products of queries and keys.
+        options: Of the interface, unused: there is no dropout.
+
+    Returns:
+        (`[1, tokens, heads, size]`, None for the weights).
     """
-    width = max(map(len, batch))
-    tokens = torch.zeros(len(batch), width, dtype=torch.long)
-    labels = torch.full((len(batch), width), -100)
-    for row, sequence in enumerate(batch):
-        tokens[row, : len(sequence)] = labels[row, : len(sequence)] = torch.tensor(sequence)
-    hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[:, :-1]
-    told = labels[:, 1:] != -100
-    return functional.cross_entropy(model.lm_head(hidden[told]), labels[:, 1:][told], reduction="sum")
+    heads, size, slots = query.shape[1], query.shape[3], shape[0] * shape[1]
+
+    def padded(packed: torch.Tensor) -> torch.Tensor:
+        return packed.new_zeros(heads, slots, size).index_copy(1, places, packed[0]).view(heads, *shape, size)
+
+    seen = functional.scaled_dot_product_attention(
+        padded(query), padded(key), padded(value), is_causal=True, scale=scaling
+    )
+    return seen.reshape(heads, slots, size)[:, places].transpose(0, 1)[None], None
+
+
+ALL_ATTENTION_FUNCTIONS.register(PACKED_ATTENTION, packed_attention)
+ALL_MASK_ATTENTION_FUNCTIONS.register(PACKED_ATTENTION, lambda **_: None)
+
+
+def batch_loss(model: transformers.PreTrainedModel, batch: list[list[int]]) -> torch.Tensor:
+    """The summed next-token loss of the batch's sequences, by a model with PACKED_ATTENTION.
+
+    They stand behind one another, so that attention alone computes padding: three of five positions of 16 T-REx
+    sentences are, and without them a step takes 0.8 of the seconds (width 128, vocabulary 4096, one thread).
+    """
+    told = [tokens[:-1] for tokens in batch]
+    width = max(map(len, told))
+    positions = torch.cat([torch.arange(len(tokens)) for tokens in told])
+    starts = torch.arange(len(told)).repeat_interleave(torch.tensor([len(tokens) for tokens in told]))
+    hidden = model.base_model(
+        input_ids=torch.tensor([[token for tokens in told for token in tokens]]),
+        position_ids=positions[None],
+        use_cache=False,
+        places=starts * width + positions,
+        shape=(len(told), width),
+    ).last_hidden_state[0]
+    labels = torch.tensor([token for tokens in batch for token in tokens[1:]])
+    return functional.cross_entropy(model.lm_head(hidden), labels, reduction="sum")
 
 
 def train(
@@ -132,8 +185,11 @@ def train(
     """
     model = new_model(recipe, len(tokenizer))
     model.train()
+    model.set_attn_implementation(PACKED_ATTENTION)  # of this object alone: a checkpoint names none
     betas = (recipe.beta1, recipe.beta2)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=betas, eps=recipe.eps, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=0.0, betas=betas, eps=recipe.eps, weight_decay=0.0, fused=True
+    )
     ordered = sorted(examples)
     folders, step, due = [], 0, recipe.checkpoint_steps()
     for epoch in range(recipe.epochs):

@@ -90,8 +90,9 @@ class IndexConfig:
     """Longest passage, in tokens of the model (else of the encoder, else words); longer documents are split."""
     overlap: int = 32
     """Tokens that consecutive passages of a document share."""
-    projection_dim: int = 16
-    """Rows of each random projection: a layer's feature has the square of it."""
+    projection_dim: int = 0
+    """Rows of each random projection: a layer's feature has the square of it. 0: of trackstar 16; of kfac 64, 32 or
+    16, so that a passage's features are at most 65,536 numbers where that can be."""
     layers: float = 1.0
     """Share of the model's blocks whose gradients are taken, from the top; below 1 without the embeddings."""
     feature_dtype: Literal["float16", "float32", "int8", "none"] = "float16"
@@ -151,7 +152,8 @@ class IndexConfig:
         for option, plain in (("optimizer_correction", "auto"), ("curvature", "mixed")):
             given = getattr(self, option)
             _require(self.gradients == "trackstar" or given == plain, option, "it with --gradients trackstar", given)
-        for option in ("projection_dim", "passages_per_shard", "num_pseudo_facts", "batch_tokens"):
+        _require(self.projection_dim >= 0, "projection_dim", "at least 0", self.projection_dim)
+        for option in ("passages_per_shard", "num_pseudo_facts", "batch_tokens"):
             _require(getattr(self, option) >= 1, option, "at least 1", getattr(self, option))
         _require(0 <= self.max_dead_fraction <= 1, "max_dead_fraction", "0 to 1", self.max_dead_fraction)
 

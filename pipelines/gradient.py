@@ -88,6 +88,7 @@ def describe_checkpoints(config: IndexConfig, recipe: GradientRecipe) -> list[di
                 "left_out_parameters": sum(extractor.coverage.left_out.values()),
                 "untracked": dict(sorted(extractor.coverage.untracked.items(), key=lambda i: (-i[1], i[0]))[:20]),
                 "layers": [layer.name for layer in extractor.layers],
+                "projection": extractor.projection.to_json(),
                 "widths": extractor.widths,
                 "dim": extractor.dim,
                 "generation": 1,

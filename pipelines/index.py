@@ -24,7 +24,7 @@ from attribution.curvature import DAMPING, MIX_SHARE
 from attribution.embedding import embed
 from attribution.fusion import fusion_of
 from attribution.passages import windows
-from attribution.projection import Projection
+from attribution.projection import LEAST_DIM
 from attribution.tracin import unit
 from pipelines import progress, resources
 from pipelines.approximate import approximate_index
@@ -172,7 +172,7 @@ def approximations(details: dict[str, Any]) -> list[str]:
     made = []
     if "gradient" in details:
         rows = details["gradient"]["checkpoints"]
-        side = details["gradient"]["recipe"]["projection_dim"]
+        side = rows[0]["projection"]["dim"]
         stored = details["gradient"]["feature_dtype"]
         kept = "not stored" if stored == "none" else f"stored as {stored}"
         made.append(f"gradients projected to {side} x {side} a layer, {kept}")
@@ -318,7 +318,8 @@ def describe_signals(config: IndexConfig, format: CorpusFormat) -> dict[str, Any
         )
     if "gradient" in config.signal_names:
         recipe = resources.GradientRecipe(
-            projection_dim=config.projection_dim,
+            # Curvature is a matrix of the square of a layer's feature, the fourth power of this.
+            projection_dim=config.projection_dim or (0 if config.gradients == KFAC else LEAST_DIM),
             seed=config.seed,
             layers=config.layers,
             dtype=config.dtype,
@@ -329,7 +330,6 @@ def describe_signals(config: IndexConfig, format: CorpusFormat) -> dict[str, Any
         kind = "none" if config.gradients == KFAC else config.curvature
         details["gradient"] = {
             "recipe": asdict(recipe),
-            "projection": Projection(config.projection_dim, config.seed).to_json(),
             "feature_dtype": config.feature_dtype,
             "curvature": {"kind": kind, "damping": DAMPING, "share": MIX_SHARE},
             "checkpoints": describe_checkpoints(config, recipe),

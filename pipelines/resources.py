@@ -20,7 +20,7 @@ from attribution.optimizer_state import read_moments
 from attribution.passages import Spans
 from attribution.preconditioner import load_moments
 from attribution.preconditioner import scales as optimizer_scales
-from attribution.projection import Projection
+from attribution.projection import Projection, fitting_dim
 from pipelines.memory import keep_freed_memory
 from pipelines.storage import absolute, exists, join, read_manifest
 from schemas.errors import ArtifactMismatch, ConfigError
@@ -54,7 +54,10 @@ KFAC = "kfac"
 
 @dataclass(frozen=True)
 class GradientRecipe:
-    """All that decides a feature but the checkpoint; kept in the index's manifest and read from there by `trace`."""
+    """All that decides a feature but the checkpoint; kept in the index's manifest and read from there by `trace`.
+
+    `projection_dim` 0 is what fits the checkpoint's layers (attribution/projection.py).
+    """
 
     projection_dim: int
     seed: int
@@ -91,8 +94,9 @@ def _extractor(path: str, recipe: GradientRecipe, estimated: str) -> tuple[Featu
     elif estimated:
         # Adam's default eps keeps a row without a gradient from an infinite scale, as it does in training.
         scales = {name: optimizer_scales(moment, 1e-8) for name, moment in load_moments(estimated).items()}
-    projection = Projection(recipe.projection_dim, recipe.seed)
     kfac = recipe.correction == KFAC
+    layers, _ = tracked_layers(loaded.model, loaded.trainable, recipe.layers, kfac)
+    projection = Projection(recipe.projection_dim or fitting_dim(layer.shape for layer in layers), recipe.seed)
     options = {"blocks_only": kfac, "scales": scales, "unit_labels": kfac, "norm_a_layer": kfac}
     return FeatureExtractor(loaded, projection, recipe.batch_tokens, recipe.layers, **options), source
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from schemas.errors import ArtifactMismatch
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 MANIFEST = "manifest.json"
 Kind = Literal["checkpoints", "index", "rankings", "removals", "corpus", "verification", "prediction", "report"]
 

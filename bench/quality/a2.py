@@ -13,8 +13,8 @@ The arms, each asked for the same facts over the same sentences:
 - `dense_hidden`: the dense signal with the LM's own last hidden states, their mean over the tokens;
 - the variants of the gradient signal (`GRADIENTS`, in the full setting `MORE_GRADIENTS`, too), each with an index of
   its own;
-- what the product has no option for (raw.py), of the last checkpoint: `gradient_dot`, `gradient_embedding`, `kfac_64`,
-  `kfac_64_contrast`, in the full setting an ablation of each choice of the default gradients;
+- what the product has no option for (raw.py), of the last checkpoint: `gradient_dot`, `gradient_embedding`, `kfac`,
+  `kfac_contrast`, in the full setting an ablation of each choice of the default gradients;
 - `rrf`: reciprocal rank fusion of `bm25`, `dense` and `gradient`;
 - `bergson_trackstar_default`, `bergson_trackstar`, `kronfluence_ekfac`: the peers (peers.py), of the last checkpoint;
 - `random`: what chance gives, by formula.
@@ -73,6 +73,7 @@ GRADIENTS = (
     Gradient("gradient_trackstar", True, TRACKSTAR),
     Gradient("gradient_kfac", True),
     Gradient("gradient_kfac_32", True, {"projection_dim": 32}),
+    Gradient("gradient_kfac_16", True, {"projection_dim": 16}),
 )
 MORE_GRADIENTS = (
     Gradient("gradient_tracin", False, PLAIN),
@@ -88,7 +89,7 @@ class Plan:
     recipe: dict[str, Any]
     rerank: int
     gradients: tuple[Gradient, ...] = GRADIENTS
-    raw: tuple[str, ...] = (*raw.PLAIN, *raw.WIDE)
+    raw: tuple[str, ...] = (*raw.PLAIN, *raw.DEFAULT)
 
 
 RECIPE = {
@@ -114,7 +115,7 @@ SETTINGS = {
         recipe=RECIPE | {"epochs": 20},
         rerank=100,
         gradients=(*GRADIENTS, *MORE_GRADIENTS),
-        raw=(*raw.PLAIN, *raw.WIDE, *raw.ABLATIONS),
+        raw=(*raw.PLAIN, *raw.DEFAULT, *raw.ABLATIONS),
     ),
 }
 

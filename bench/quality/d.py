@@ -53,7 +53,7 @@ SEED = 0
 LEAST_FACTS = 4
 KS = (1, 3, 5, 10)
 SIGNALS = {"fused": "fused", "bm25": "bm25", "dense": "dense", "gradient": "gradient"}
-RAW = (*raw.PLAIN, *raw.WIDE, *raw.ABLATIONS)
+RAW = (*raw.PLAIN, *raw.DEFAULT, *raw.ABLATIONS)
 PASSAGES = 4  # of an example at most: a long one is cut
 TOGETHER = 10  # trainings a process: to start one takes some 6 s
 

@@ -9,8 +9,8 @@ default (attribution/kfac.py: unit labels, both sides of a layer whitened, the m
 - `kfac_without_norms`: one cosine of all layers together;
 - `kfac_influence`: neither unit labels nor norms, the dot product: an influence function with K-FAC, projected.
 
-`kfac_64` is the default with layers projected to 64 x 64, and `kfac_64_contrast` divides its scores of a text by their
-root mean square over all facts that are asked: what a text has for every question says little of one. It needs many.
+`kfac` is the default without an index, and `kfac_contrast` divides its scores of a text by their root mean square over
+all facts that are asked: what a text has for every question says little of one. It needs many.
 """
 
 from collections.abc import Sequence
@@ -21,18 +21,17 @@ import numpy as np
 from attribution.checkpoint import load_checkpoint
 from attribution.gradients import FeatureExtractor
 from attribution.kfac import estimate_roots
-from attribution.projection import Projection
+from attribution.layers import tracked_layers
+from attribution.projection import LEAST_DIM, Projection, fitting_dim
 from attribution.sequences import encode_example, encode_fact
 from attribution.tracin import unit
-from pipelines.config import IndexConfig
 from pipelines.gradient import FACTOR_SAMPLE
 from schemas.records import Fact
 
 SEED = 0
 BATCH_TOKENS = 1024
-DIM, WIDE_DIM = IndexConfig.projection_dim, 64
 PLAIN = ("gradient_dot", "gradient_embedding")
-WIDE = ("kfac_64", "kfac_64_contrast")
+DEFAULT = ("kfac", "kfac_contrast")
 ABLATIONS = ("kfac_without_unit_labels", "kfac_without_whitening", "kfac_without_norms", "kfac_influence")
 
 
@@ -42,28 +41,31 @@ def scores(checkpoint: str, texts: Sequence[str], facts: Sequence[Fact], arms: S
     examples = [encode_example(loaded, text) for text in texts]
     queries = [encode_fact(loaded, fact) for fact in facts]
 
-    def features(dim: int = DIM, **options: Any) -> tuple[FeatureExtractor, np.ndarray, np.ndarray]:
+    blocks, _ = tracked_layers(loaded.model, loaded.trainable, blocks_only=True)
+    fitting = fitting_dim(layer.shape for layer in blocks)
+
+    def features(dim: int = fitting, **options: Any) -> tuple[FeatureExtractor, np.ndarray, np.ndarray]:
         extractor = FeatureExtractor(loaded, Projection(dim, SEED), BATCH_TOKENS, **options)
         return extractor, extractor.features(queries), extractor.features(examples)
 
     def whitening(labels: bool) -> dict[str, Any]:
         options = {"blocks_only": True, "unit_labels": labels}
-        bare = FeatureExtractor(loaded, Projection(DIM, SEED), BATCH_TOKENS, **options)
+        bare = FeatureExtractor(loaded, Projection(LEAST_DIM, SEED), BATCH_TOKENS, **options)
         drawn = np.random.default_rng(SEED).permutation(len(examples))[:FACTOR_SAMPLE]
         return options | {"scales": estimate_roots(bare.backward, [examples[i] for i in drawn], BATCH_TOKENS)}
 
     if wanted & set(PLAIN):
-        extractor, asked, made = features()
+        extractor, asked, made = features(LEAST_DIM)
         embedding = loaded.model.get_input_embeddings().weight
         [columns] = [extractor.columns[layer] for layer in extractor.layers if layer.parameter is embedding]
         found["gradient_dot"] = asked @ made.T
         found["gradient_embedding"] = unit(asked[:, columns]) @ unit(made[:, columns]).T
-    if wanted & set(WIDE):
-        found["kfac_64"] = by_layer(*features(WIDE_DIM, **whitening(True)))
-        found["kfac_64_contrast"] = contrast(found["kfac_64"])
-    if wanted & set(ABLATIONS):
-        _, asked, made = features(**whitening(True))
+    if wanted & {*DEFAULT, *ABLATIONS}:
+        extractor, asked, made = features(**whitening(True))
+        found["kfac"] = by_layer(extractor, asked, made)
+        found["kfac_contrast"] = contrast(found["kfac"])
         found["kfac_without_norms"] = unit(asked) @ unit(made).T
+    if wanted & set(ABLATIONS):
         found["kfac_without_whitening"] = by_layer(*features(blocks_only=True, unit_labels=True))
         extractor, asked, made = features(**whitening(False))
         found["kfac_without_unit_labels"] = by_layer(extractor, asked, made)

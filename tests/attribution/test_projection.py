@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from attribution.projection import PROJECTION_VERSION, Projection
+from attribution.projection import PROJECTION_VERSION, Projection, fitting_dim
 
 SEEDS = 600
 RECORDED = [0.31156936287879944, -0.11685200035572052, -0.5677741169929504, 0.047068867832422256]
@@ -63,3 +63,18 @@ def test_entries_of_this_version_are_the_recorded_ones():
 def test_json_says_what_decides_the_projection():
     expected = {"kind": "two-sided gaussian", "dim": 8, "seed": 3, "version": PROJECTION_VERSION}
     assert Projection(dim=8, seed=3).to_json() == expected
+
+
+@pytest.mark.parametrize(
+    ("layers", "dim"),
+    [
+        ([(768, 256), (256, 256), (1024, 256), (256, 1024)] * 4, 64),  # 16 x 64 x 64 = 65,536
+        ([(768, 256), (256, 256), (1024, 256), (256, 1024)] * 5, 32),
+        ([(576, 576)] * 210, 16),
+        ([(4096, 4096)] * 1000, 16),  # at least
+        ([(8, 32)] * 200, 64),  # no layer has more than its own 256
+    ],
+)
+def test_fitting_dim_is_the_largest_that_makes_no_more_numbers_than_may_be(layers, dim):
+    assert fitting_dim(layers) == dim
+    assert fitting_dim(shape for shape in layers) == dim

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from attribution.checkpoint import OPTIMIZER, load_checkpoint, model_hash
 from attribution.sequences import causal, encode_example
-from attribution.training import BOS, EOS, Recipe, batch_loss, batch_of, new_model, train
+from attribution.training import BOS, EOS, PACKED_ATTENTION, Recipe, batch_loss, batch_of, new_model, train
 from tests import tiny
 
 TOKENIZER = tiny.make_tokenizer()
@@ -128,7 +128,9 @@ def test_batch_loss_is_the_sum_of_the_sequences_losses_whatever_the_padding():
     for tokens in batch:
         ids = torch.tensor([tokens])
         expected += model(input_ids=ids, labels=ids).loss.item() * (len(tokens) - 1)
+    model.set_attn_implementation(PACKED_ATTENTION)
     assert batch_loss(model, batch).item() == pytest.approx(expected, rel=1e-5)
+    assert batch_loss(model, batch[:1]).item() + batch_loss(model, batch[1:]).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_training_lowers_the_loss(tmp_path):

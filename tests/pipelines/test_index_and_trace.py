@@ -173,7 +173,7 @@ def test_an_index_of_another_model_tokenizer_or_version_is_refused(tmp_path, bui
     refused(lambda m: first(m).update(tokenizer_sha256="0"), "checkpoint tokenizer at .*expected 0, found")
     refused(lambda m: first(m).update(path="/nowhere/at/all"), "expected it at /nowhere/at/all.*found nothing")
     refused(lambda m: m["details"]["dense"].update(model_sha256="0"), "encoder weights at .*another one")
-    refused(lambda m: m.update(format_version=99), "expected format version 5, found 99")
+    refused(lambda m: m.update(format_version=99), "expected format version 6, found 99")
     refused(lambda m: m.update(kind="corpus"), "expected a folder of kind 'index', found 'corpus'")
 
 

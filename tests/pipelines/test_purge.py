@@ -258,7 +258,7 @@ def test_what_cannot_be_purged_is_refused_and_leaves_the_index_as_it_was(tmp_pat
     assert "found none of 3 in it; was it purged of them before" in capsys.readouterr().err
     changed = json.loads((target / "manifest.json").read_text()) | {"format_version": 2}
     spoil(target, changed)
-    with pytest.raises(ArtifactMismatch, match="expected format version 5, found 2"):
+    with pytest.raises(ArtifactMismatch, match="expected format version 6, found 2"):
         purged(planted, target)
 
 
