@@ -187,9 +187,7 @@ def train(
     model.train()
     model.set_attn_implementation(PACKED_ATTENTION)  # of this object alone: a checkpoint names none
     betas = (recipe.beta1, recipe.beta2)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=0.0, betas=betas, eps=recipe.eps, weight_decay=0.0, fused=True
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=betas, eps=recipe.eps, weight_decay=0.0, fused=True)
     ordered = sorted(examples)
     folders, step, due = [], 0, recipe.checkpoint_steps()
     for epoch in range(recipe.epochs):

@@ -91,6 +91,18 @@ def test_bytes_an_example_are_those_of_the_files(corpus, last, tmp_path):
         assert size / row["dim"] == pytest.approx([4, 2, 1][number], rel=0.15)
 
 
+@pytest.mark.parametrize(("gradients", "given", "dim"), [("kfac", 0, 64), ("trackstar", 0, 16), ("kfac", 5, 5)])
+def test_a_projection_is_as_wide_as_fits_unless_it_is_given(corpus, last, tmp_path, gradients, given, dim):
+    manifest = index.run(
+        gradient_config(corpus, tmp_path / "index", str(last), gradients=gradients, projection_dim=given)
+    )
+    [row] = manifest.details["gradient"]["checkpoints"]
+    assert row["projection"]["dim"] == dim
+    assert manifest.details["approximations"][0] == f"gradients projected to {dim} x {dim} a layer, stored as float16"
+    with pytest.raises(ConfigError, match="--projection_dim: expected at least 0, found -1"):
+        gradient_config(corpus, tmp_path / "index", str(last), projection_dim=-1)
+
+
 @pytest.mark.parametrize("kind", ["float16", "int8"])
 def test_smaller_features_rank_as_float32_does(corpus, facts, last, tmp_path, kind):
     scores = {}
