@@ -50,6 +50,7 @@ class FactorEstimator:
             return [torch.zeros(shape, dtype=torch.float64, device=device) for shape in _shapes(layer)]
 
         self._sums = {layer: zeros(layer) for layer in layers}
+        self._tokens = dict.fromkeys(layers, 0)
 
     def take_input(self, layer: Layer, part: int, a: torch.Tensor) -> torch.Tensor:
         return a
@@ -60,6 +61,7 @@ class FactorEstimator:
         norms = d.norm(dim=-1)
         told = norms > ROUNDING * norms.max()
         (out, into), left, right = self._sums[layer], d[told].float(), taken[told].float()
+        self._tokens[layer] += len(left)
         if left.shape[1] != len(out):  # one expert's rows of the fused weight
             out = out[part * left.shape[1] : (part + 1) * left.shape[1]]
         for total, side in ((out, left), (into, right)):
@@ -69,17 +71,15 @@ class FactorEstimator:
         raise AssertionError(f"{layer.name}: an embedding has no factors")
 
     def roots(self) -> Roots:
-        """`(D^-1/2, A^-1/2)` by layer name, damped: `[size, size]`, or `[size]` of a diagonal.
-
-        Of each moment its mean eigenvalue is 1: a layer's scale is nothing where it has a norm of its own.
-        """
-        sums = {layer.name: [total.cpu().numpy() for total in pair] for layer, pair in self._sums.items()}
-        return {name: (_root(out), _root(into)) for name, (out, into) in sums.items()}
+        """`(D^-1/2, A^-1/2)` by layer name, damped: `[size, size]`, or `[size]` of a diagonal."""
+        found = {}
+        for layer, pair in self._sums.items():
+            out, into = (total.cpu().numpy() / max(1, self._tokens[layer]) for total in pair)
+            found[layer.name] = _root(out), _root(into)
+        return found
 
 
 def _root(moment: np.ndarray) -> np.ndarray:
-    mean = (np.trace(moment) if moment.ndim == 2 else moment.sum()) / len(moment)
-    moment = moment / (mean or 1.0)
     if moment.ndim == 2:
         return inverse_root(moment, DAMPING)
     damped = moment + DAMPING * moment.mean()

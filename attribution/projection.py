@@ -1,8 +1,9 @@
 """Seeded random projections of both sides of a linear layer's gradient (LoGra, arXiv 2405.13954).
 
-`P` has independent Gaussian entries of variance 1/p, so that inner products of projected gradients are unbiased
-estimates of the unprojected ones. It comes from a counter-based generator keyed by (seed, module, side): the same on
-every machine and device, and never stored.
+`P` spans a subspace drawn uniformly: orthonormal rows times `sqrt(size / p)`, so that inner products of projected
+gradients are unbiased estimates of the unprojected ones. Their variance is that of independent Gaussian entries times
+`(1 - p / size)`, about, which counts where a layer is not much wider than p. It comes from a counter-based generator
+keyed by (seed, module, side): the same on every machine and device but for rounding, and never stored.
 """
 
 import hashlib
@@ -11,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-PROJECTION_VERSION = 1
+PROJECTION_VERSION = 2
 MOST_NUMBERS = 2**16  # of a passage's features; TrackStar's have as many (arXiv 2410.17413)
-LEAST_DIM, MOST_DIM = 16, 64
+LEAST_DIM, MOST_DIM = 16, 256
 
 
 @dataclass(frozen=True)
@@ -29,15 +30,18 @@ class Projection:
             return np.eye(size, dtype=np.float32)
         key = hashlib.blake2b(f"{self.seed}/{module}/{side}".encode(), digest_size=16).digest()
         generator = np.random.Generator(np.random.Philox(key=np.frombuffer(key, dtype=np.uint64)))
-        return generator.standard_normal((self.dim, size), dtype=np.float32) / np.float32(np.sqrt(self.dim))
+        basis, triangle = np.linalg.qr(generator.standard_normal((size, self.dim)))
+        # A basis is one of many unless the triangle's diagonal is positive.
+        rows = (basis * np.sign(np.diag(triangle))).T * np.sqrt(size / self.dim)
+        return np.ascontiguousarray(rows, dtype=np.float32)
 
     def to_json(self) -> dict[str, object]:
-        return {"kind": "two-sided gaussian", "dim": self.dim, "seed": self.seed, "version": PROJECTION_VERSION}
+        return {"kind": "two-sided orthonormal", "dim": self.dim, "seed": self.seed, "version": PROJECTION_VERSION}
 
 
 def fitting_dim(shapes: Iterable[tuple[int, int]]) -> int:
-    """The p for layers of these shapes `[out, in]`: the largest of 64, 32 and 16 that makes no more than MOST_NUMBERS
-    of a passage, or 16.
+    """The p for layers of these shapes `[out, in]`: the largest of 256, 128, 64, 32 and 16 that makes no more than
+    MOST_NUMBERS of a passage, or 16.
 
     So a small model's layers keep more of themselves and all models' features take about as much disk: of
     SmolLM2-135M, with 210 layers in its blocks, 54,000 numbers at 16; of GPT-2's shape with 4 blocks 65,536 at 64.

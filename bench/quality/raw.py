@@ -6,8 +6,9 @@ default (attribution/kfac.py: unit labels, both sides of a layer whitened, the m
 
 - `kfac_without_unit_labels`: the loss' gradients as they are;
 - `kfac_without_whitening`;
-- `kfac_without_norms`: one cosine of all layers together;
-- `kfac_influence`: neither unit labels nor norms, the dot product: an influence function with K-FAC, projected.
+- `kfac_one_cosine`: of all layers together;
+- `kfac_dot`: no norm at all;
+- `kfac_influence`: no norms and no unit labels: an influence function with K-FAC, projected.
 
 `kfac` is the default without an index, and `kfac_contrast` divides its scores of a text by their root mean square over
 all facts that are asked: what a text has for every question says little of one. It needs many.
@@ -32,7 +33,7 @@ SEED = 0
 BATCH_TOKENS = 1024
 PLAIN = ("gradient_dot", "gradient_embedding")
 DEFAULT = ("kfac", "kfac_contrast")
-ABLATIONS = ("kfac_without_unit_labels", "kfac_without_whitening", "kfac_without_norms", "kfac_influence")
+ABLATIONS = ("kfac_without_unit_labels", "kfac_without_whitening", "kfac_one_cosine", "kfac_dot", "kfac_influence")
 
 
 def scores(checkpoint: str, texts: Sequence[str], facts: Sequence[Fact], arms: Sequence[str]) -> dict[str, np.ndarray]:
@@ -64,7 +65,7 @@ def scores(checkpoint: str, texts: Sequence[str], facts: Sequence[Fact], arms: S
         extractor, asked, made = features(**whitening(True))
         found["kfac"] = by_layer(extractor, asked, made)
         found["kfac_contrast"] = contrast(found["kfac"])
-        found["kfac_without_norms"] = unit(asked) @ unit(made).T
+        found["kfac_one_cosine"], found["kfac_dot"] = unit(asked) @ unit(made).T, asked @ made.T
     if wanted & set(ABLATIONS):
         found["kfac_without_whitening"] = by_layer(*features(blocks_only=True, unit_labels=True))
         extractor, asked, made = features(**whitening(False))

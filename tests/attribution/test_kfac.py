@@ -76,8 +76,9 @@ def test_the_roots_are_those_of_the_means_over_all_tokens_with_a_gradient(checkp
         assert len(d) - told.sum() in (0, len(EXAMPLES), 2 * len(EXAMPLES))
         for place, root in enumerate(found[layer.name]):
             side = (d, a)[place][told]
-            moment = side.T @ side
-            values, vectors = np.linalg.eigh(moment * len(moment) / np.trace(moment) + DAMPING * np.eye(len(moment)))
+            moment = side.T @ side / len(side)
+            damping = DAMPING * np.trace(moment) / len(moment)
+            values, vectors = np.linalg.eigh(moment + damping * np.eye(len(moment)))
             np.testing.assert_allclose(root, (vectors * values**-0.5) @ vectors.T, rtol=2e-3, atol=2e-3 * root.max())
 
 

@@ -91,7 +91,7 @@ def test_bytes_an_example_are_those_of_the_files(corpus, last, tmp_path):
         assert size / row["dim"] == pytest.approx([4, 2, 1][number], rel=0.15)
 
 
-@pytest.mark.parametrize(("gradients", "given", "dim"), [("kfac", 0, 64), ("trackstar", 0, 16), ("kfac", 5, 5)])
+@pytest.mark.parametrize(("gradients", "given", "dim"), [("kfac", 0, 128), ("trackstar", 0, 16), ("kfac", 5, 5)])
 def test_a_projection_is_as_wide_as_fits_unless_it_is_given(corpus, last, tmp_path, gradients, given, dim):
     manifest = index.run(
         gradient_config(corpus, tmp_path / "index", str(last), gradients=gradients, projection_dim=given)
