@@ -10,6 +10,7 @@ from bench.quality import b, lm, report
 from bench.quality.kept import Kept
 from schemas.errors import ConfigError
 from schemas.manifest import MANIFEST
+from schemas.records import Fact
 from tests.bench.conftest import RECIPE
 
 PLAN = b.Plan(
@@ -111,6 +112,14 @@ def test_checks_hold_and_fail_where_they_should():
         ("other facts retained by fused >= 0.95", False),
         ("other facts retained by random >= 0.95", True),
     ]
+
+
+def test_a_fact_that_its_subject_tells_is_known_without_a_statement():
+    def named(subject: str, target: str) -> bool:
+        return b.names_itself(Fact("f", "", target, subject=subject, object=target))
+
+    assert named("Muskegon River", "river") and named("United States Supreme Court", "supreme court")
+    assert not named("Riverside", "river") and not named("Muskegon River", "river bed")
 
 
 def test_facts_that_share_a_statement_with_one_aimed_at_are_not_to_stay(data):
