@@ -42,6 +42,9 @@ def roots_bytes(layers: list[Layer]) -> int:
 class FactorEstimator:
     """The consumer that sums `d d^T` and `a a^T` over the tokens with a gradient; diagonals of wide sides.
 
+    The means are over tokens, of fused experts over a token's experts as well: with k experts a token a layer's
+    features are the root of k as long as another's, which a norm a layer takes away.
+
     Layers are those of the blocks: an embedding's input is one-hot, and a head's output as wide as the vocabulary.
     """
 

@@ -91,8 +91,8 @@ class IndexConfig:
     overlap: int = 32
     """Tokens that consecutive passages of a document share."""
     projection_dim: int = 0
-    """Rows of each random projection: a layer's feature has the square of it. 0: of trackstar 16; of kfac the
-    power of two from 16 to 256 with which a passage's features are at most 65,536 numbers, where that can be."""
+    """Rows of each random projection: a layer's feature has at most the square of it. 0: of trackstar 16; of kfac
+    the largest power of two from 16 to 256 with which a passage's features are at most 65,536 numbers, or 16."""
     layers: float = 1.0
     """Share of the model's blocks whose gradients are taken, from the top; below 1 without the embeddings."""
     feature_dtype: Literal["float16", "float32", "int8", "none"] = "float16"

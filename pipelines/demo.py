@@ -128,6 +128,7 @@ def run_loop(config: DemoConfig, corpus: DemoCorpus, out: Path) -> None:
             checkpoints=(place("before"),),
             encoder=encoder,
             max_tokens=trained.details["recipe"]["context"] - 2,
+            projection_dim=16,  # of 128, which would fit, 830 MB
             seed=config.seed,
             quiet=quiet,
         )

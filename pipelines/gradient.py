@@ -29,7 +29,7 @@ from pipelines.scan import letters_to_jsonl
 from pipelines.stage import Done, Shard, ShardRecord, all_files, run_stage, total
 from pipelines.storage import STAGES, OutputFolder, join, localize, verified, with_generation
 from schemas.errors import ConfigError, FailureBudgetExceeded
-from schemas.manifest import FileInfo
+from schemas.manifest import FileInfo, require_match
 from schemas.records import DeadLetter
 
 log = logging.getLogger(__name__)
@@ -110,9 +110,15 @@ def moments_file(row: dict[str, Any]) -> str:
 
 
 def extractor_of(row: dict[str, Any], recipe: GradientRecipe, index: str) -> Any:
-    """The extractor of one of the index's checkpoints, with the optimizer's correction that it was indexed with."""
+    """The extractor of one of the index's checkpoints, with the optimizer's correction that it was indexed with.
+
+    Raises ArtifactMismatch where its projection is not the one of the features in the index.
+    """
     estimated = verified(index, moments_file(row)) if row["optimizer_correction"] in ESTIMATED else ""
-    return resources.extractor(row["path"], recipe, estimated)[0]
+    extractor = resources.extractor(row["path"], replace(recipe, projection_dim=row["projection"]["dim"]), estimated)[0]
+    what, found = f"projection of the gradients of {row['name']}", extractor.projection.to_json()
+    require_match(what, row["projection"], found, "it is of another version of proponent; index again")
+    return extractor
 
 
 def _of_sample(extractor: Any, sample: list[tuple[str, str]]) -> list[Sequence]:

@@ -172,10 +172,10 @@ def approximations(details: dict[str, Any]) -> list[str]:
     made = []
     if "gradient" in details:
         rows = details["gradient"]["checkpoints"]
-        side = rows[0]["projection"]["dim"]
+        side = " and ".join(f"{dim} x {dim}" for dim in sorted({row["projection"]["dim"] for row in rows}))
         stored = details["gradient"]["feature_dtype"]
         kept = "not stored" if stored == "none" else f"stored as {stored}"
-        made.append(f"gradients projected to {side} x {side} a layer, {kept}")
+        made.append(f"gradients projected to {side} a layer at most, {kept}")
         if stored == "none":
             made.append(f"no features stored: curvature of a sample of {CURVATURE_SAMPLE} passages")
         share = min(row["tracked_parameters"] / row["trainable_parameters"] for row in rows)

@@ -82,20 +82,18 @@ def _extractor(path: str, recipe: GradientRecipe, estimated: str) -> tuple[Featu
     checkpoint.cache_clear()
     _extractor.cache_clear()  # the last one goes before this one comes
     loaded, scales, source = load_checkpoint(path, recipe.dtype, recipe.device), None, ""
-    state = None
+    state, kfac = None, recipe.correction == KFAC
+    layers, _ = tracked_layers(loaded.model, loaded.trainable, recipe.layers, kfac)
     if recipe.correction == "auto":
-        layers, _ = tracked_layers(loaded.model, loaded.trainable, recipe.layers)
         state = read_moments(path, layers, loaded.model, loaded.meta, loaded.trainable)
     if state is not None:
         moments, eps, source = state
         scales = {name: optimizer_scales(moment, eps) for name, moment in moments.items()}
-    elif estimated and recipe.correction == KFAC:
+    elif estimated and kfac:
         scales = load_roots(estimated)
     elif estimated:
         # Adam's default eps keeps a row without a gradient from an infinite scale, as it does in training.
         scales = {name: optimizer_scales(moment, 1e-8) for name, moment in load_moments(estimated).items()}
-    kfac = recipe.correction == KFAC
-    layers, _ = tracked_layers(loaded.model, loaded.trainable, recipe.layers, kfac)
     projection = Projection(recipe.projection_dim or fitting_dim(layer.shape for layer in layers), recipe.seed)
     options = {"blocks_only": kfac, "scales": scales, "unit_labels": kfac, "norm_a_layer": kfac}
     return FeatureExtractor(loaded, projection, recipe.batch_tokens, recipe.layers, **options), source

@@ -28,7 +28,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "bergson_trackstar_default": (),
     "bergson_trackstar": ("--unit_normalize",),
 }
-PROJECTION_DIM = 16  # the product's default, and bergson's
+PROJECTION_DIM = 16  # bergson's default; of ours `gradient_kfac_16` has as many
 JOINED = "{{ bos_token }}{% for message in messages %}{{ message['content'] }}{% endfor %}"
 # Runs in bergson's environment. Its file of scores is `[texts, facts]` with a flag beside each score.
 READ = """

@@ -24,6 +24,7 @@ time, of all together. To rank every example by the fusion takes 20 s more: that
 import json
 import os
 import random
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -45,7 +46,6 @@ from pipelines import index, progress
 from pipelines.config import IndexConfig
 from pipelines.resources import resolve_checkpoints
 from pipelines.stage import library_versions
-from pipelines.storage import delete_tree
 from schemas.errors import ConfigError
 from schemas.jsonl import jsonl_bytes
 from schemas.manifest import FORMAT_VERSION
@@ -55,7 +55,7 @@ SEED = 0
 LEAST_FACTS = 4
 KS = (1, 3, 5, 10)
 SIGNALS = {"fused": "fused", "bm25": "bm25", "dense": "dense", "gradient": "gradient"}
-RAW = (*raw.PLAIN, *raw.DEFAULT, *raw.ABLATIONS)
+RAW = (*raw.PLAIN, *raw.CONTRAST, *raw.ABLATIONS)
 PASSAGES = 4  # of an example at most: a long one is cut
 TOGETHER = 10  # trainings a process: to start one takes some 6 s
 
@@ -291,8 +291,9 @@ def score(
         options |= {"max_tokens": plan.recipe["context"] - 2, "batch_tokens": raw.BATCH_TOKENS, "seed": SEED}
 
         def found(place: Path) -> tuple[dict[str, np.ndarray], float]:
+            shutil.rmtree(place)  # what a run that was stopped has left: its time is not known
+            place.mkdir()
             start, folder = time.perf_counter(), place / "index"
-            delete_tree(str(folder))  # of a run that was stopped: its time is not known
             given = {"corpus": learned.part.corpus, "checkpoints": (learned.checkpoint,), "encoder": encoder}
             index.run(IndexConfig(output=str(folder), **(given | options)))
             for _ in a1.traces(place, folder, learned.facts, "timed"):

@@ -1,8 +1,9 @@
 """Gradient scores that the product has no option for: of a checkpoint's projected features, each text with each fact.
 
 `gradient_dot` and `gradient_embedding` are of the loss' gradients as they are: their dot product, and the cosine of the
-word embedding's part alone (which is the head's, too, where the two are tied). The others take from the product's
-default (attribution/kfac.py: unit labels, both sides of a layer whitened, the mean of the layers' cosines) one choice:
+word embedding's part alone (which is the head's, too, where the two are tied), both 16 x 16. The others take from the
+product's default (attribution/kfac.py: unit labels, both sides of a layer whitened, projected as wide as fits, the mean
+of the layers' cosines) one choice:
 
 - `kfac_without_unit_labels`: the loss' gradients as they are;
 - `kfac_without_whitening`;
@@ -10,8 +11,8 @@ default (attribution/kfac.py: unit labels, both sides of a layer whitened, the m
 - `kfac_dot`: no norm at all;
 - `kfac_influence`: no norms and no unit labels: an influence function with K-FAC, projected.
 
-`kfac` is the default without an index, and `kfac_contrast` divides its scores of a text by their root mean square over
-all facts that are asked: what a text has for every question says little of one. It needs many.
+`kfac_contrast` divides the default's scores of a text by their root mean square over all facts that are asked: what a
+text has for every question says little of one. It needs many.
 """
 
 from collections.abc import Sequence
@@ -32,7 +33,7 @@ from schemas.records import Fact
 SEED = 0
 BATCH_TOKENS = 1024
 PLAIN = ("gradient_dot", "gradient_embedding")
-DEFAULT = ("kfac", "kfac_contrast")
+CONTRAST = ("kfac_contrast",)
 ABLATIONS = ("kfac_without_unit_labels", "kfac_without_whitening", "kfac_one_cosine", "kfac_dot", "kfac_influence")
 
 
@@ -61,10 +62,9 @@ def scores(checkpoint: str, texts: Sequence[str], facts: Sequence[Fact], arms: S
         [columns] = [extractor.columns[layer] for layer in extractor.layers if layer.parameter is embedding]
         found["gradient_dot"] = asked @ made.T
         found["gradient_embedding"] = unit(asked[:, columns]) @ unit(made[:, columns]).T
-    if wanted & {*DEFAULT, *ABLATIONS}:
+    if wanted & {*CONTRAST, *ABLATIONS}:
         extractor, asked, made = features(**whitening(True))
-        found["kfac"] = by_layer(extractor, asked, made)
-        found["kfac_contrast"] = contrast(found["kfac"])
+        found["kfac_contrast"] = contrast(by_layer(extractor, asked, made))
         found["kfac_one_cosine"], found["kfac_dot"] = unit(asked) @ unit(made).T, asked @ made.T
     if wanted & set(ABLATIONS):
         found["kfac_without_whitening"] = by_layer(*features(blocks_only=True, unit_labels=True))

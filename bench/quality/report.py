@@ -132,7 +132,9 @@ def removal_tables(result: dict[str, Any]) -> Iterator[str]:
     yield f"Data: {result['data']} (sha256 {result['data_sha256'][:16]}); measured on the training seeds {seeds}."
     yield (
         f"Of {knowledge['facts_asked']:,} facts the LM surely says {knowledge['known_on_selecting_seeds']} on each of "
-        f"the seeds {', '.join(map(str, config['selecting']))}; with nothing removed it says on the measuring seeds "
+        f"the seeds {', '.join(map(str, config['selecting']))}, of which "
+        f"{knowledge['of_these_in_the_subjects_name']} are in their subject's name and left out; with nothing "
+        f"removed it says on the measuring seeds "
         f"{', '.join(f'{share:.1%}' for share in knowledge['still_known_on_measuring_seeds'])} of them."
     )
     yield "In brackets: 95 % bootstrap intervals over facts, a fact's seeds together.\n"

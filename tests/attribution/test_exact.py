@@ -113,4 +113,4 @@ def test_the_projected_cosine_estimates_the_exact_one(checkpoint):
     whole = extractor(checkpoint, False)
     norms = np.linalg.norm(whole.features(QUERIES), axis=1)[:, None] * np.linalg.norm(whole.features(EXAMPLES), axis=1)
     mean, error = np.mean(found, axis=0) / norms, np.std(found, axis=0) / norms / 10
-    assert (np.abs(mean - expected) < 4 * error + 1e-12).all()  # of 20 one is off by 3 in a run of 20
+    assert (np.abs(mean - expected) < 4 * error + 1e-12).all()  # 20 values: at 3 errors one run in 20 fails by chance

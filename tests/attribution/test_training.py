@@ -121,11 +121,11 @@ def test_gradients_are_clipped_at_norm_one(tmp_path):
     assert total / (1 - recipe.beta2) == pytest.approx(1.0, rel=1e-3)
 
 
-def test_batch_loss_is_the_sum_of_the_sequences_losses_whatever_the_padding():
+def test_batch_loss_is_the_sum_of_the_sequences_losses():
     model = tiny.gpt2()
-    batch = [tokens for _, tokens in EXAMPLES]
+    batch = [*(tokens for _, tokens in EXAMPLES), [5]]  # one token alone predicts nothing
     expected = 0.0
-    for tokens in batch:
+    for tokens in batch[:-1]:
         ids = torch.tensor([tokens])
         expected += model(input_ids=ids, labels=ids).loss.item() * (len(tokens) - 1)
     model.set_attn_implementation(PACKED_ATTENTION)
@@ -168,6 +168,7 @@ def test_a_checkpoint_holds_its_recipe_and_what_attribution_reads(tmp_path):
     rate = tiny.RECIPE.rate(5)
     own = {"step": 6, "learning_rate": rate, "beta2": 0.99, "eps": 1e-8, "add_eos": True}
     assert meta == {"corpus": "c.jsonl", **own}
+    assert "proponent" not in (folders[-1] / "config.json").read_text()  # the attention of the training is its own
     loaded = load_checkpoint(str(folders[-1]))
     assert encode_example(loaded, tiny.TEXTS[0]) == causal(EXAMPLES[0][1])
     assert (loaded.step, loaded.learning_rate) == (6, rate)

@@ -22,14 +22,14 @@ PLAN = a2.Plan(
     recipe=RECIPE | {"num_checkpoints": 2},
     rerank=3,
     gradients=(*a2.GRADIENTS, *a2.MORE_GRADIENTS),
-    raw=(*raw.PLAIN, *raw.DEFAULT, *raw.ABLATIONS),
+    raw=(*raw.PLAIN, *raw.CONTRAST, *raw.ABLATIONS),
 )
 LEAST = 12  # facts that this LM surely answers
 ARMS = {
     "fused", "bm25", "dense", "gradient", "fused_reranked", "gradient_exact", "bm25_prompt_target", "dense_hidden",
     "gradient_cosine", "gradient_tracin", "gradient_adam", "gradient_trackstar", "gradient_trackstar_32",
     "gradient_kfac", "gradient_kfac_32", "gradient_kfac_16",
-    *raw.PLAIN, *raw.DEFAULT, *raw.ABLATIONS, "rrf", "random",
+    *raw.PLAIN, *raw.CONTRAST, *raw.ABLATIONS, "rrf", "random",
 }  # fmt: skip
 
 

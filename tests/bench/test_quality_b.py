@@ -1,6 +1,7 @@
 """B from end to end with an LM of two thousand parameters, and its control: random removals lose nothing."""
 
 import json
+import math
 from dataclasses import replace
 from xml.etree import ElementTree
 
@@ -120,6 +121,20 @@ def test_a_fact_that_its_subject_tells_is_known_without_a_statement():
 
     assert named("Muskegon River", "river") and named("United States Supreme Court", "supreme court")
     assert not named("Riverside", "river") and not named("Muskegon River", "river bed")
+
+
+def test_what_is_surely_known_is_said_by_every_lm_and_not_by_the_subject():
+    names = (("Oz", "city"), ("Emerald City", "city"), ("Ev", "city"), ("Ix", "city"))
+    facts = [Fact(name, "", target, subject=name, object=target) for name, target in names]
+
+    def said(*probabilities: float) -> lm.Said:
+        rows = {name: math.log(value) for (name, _), value in zip(names, probabilities, strict=True)}
+        return lm.Said(dict.fromkeys(rows, True), rows, 1.0)
+
+    first, second = said(0.96, 1, 0.94, 1), said(1, 1, 1, 1)
+    second.known["Ix"] = False
+    assert b.surely_known(facts, [first, second]) == (facts[:1], 1)
+    assert b.surely_known(facts, [second]) == ([facts[0], facts[2]], 1)
 
 
 def test_facts_that_share_a_statement_with_one_aimed_at_are_not_to_stay(data):

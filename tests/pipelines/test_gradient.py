@@ -98,9 +98,32 @@ def test_a_projection_is_as_wide_as_fits_unless_it_is_given(corpus, last, tmp_pa
     )
     [row] = manifest.details["gradient"]["checkpoints"]
     assert row["projection"]["dim"] == dim
-    assert manifest.details["approximations"][0] == f"gradients projected to {dim} x {dim} a layer, stored as float16"
+    told = f"gradients projected to {dim} x {dim} a layer at most, stored as float16"
+    assert manifest.details["approximations"][0] == told
+
+
+def test_upper_blocks_are_projected_as_wide_as_they_fit_alone(corpus, facts, last, tmp_path):
+    manifest = index.run(gradient_config(corpus, tmp_path / "index", str(last), projection_dim=0, layers=0.5))
+    assert [row["projection"]["dim"] for row in manifest.details["gradient"]["checkpoints"]] == [256]
+    found = traced(str(tmp_path / "index"), facts, tmp_path / "rankings")
+    assert all("gradient" in p.signals for ranking in found.values() for p in ranking)
+
+
+def test_a_projection_of_less_than_nothing_is_refused():
     with pytest.raises(ConfigError, match="--projection_dim: expected at least 0, found -1"):
-        gradient_config(corpus, tmp_path / "index", str(last), projection_dim=-1)
+        IndexConfig(corpus="c.jsonl", output="index", projection_dim=-1)
+
+
+@pytest.mark.parametrize("change", [{"version": 1}, {"kind": "two-sided gaussian"}, {"seed": 7}])
+def test_an_index_of_another_projection_is_refused(built_index, facts, tmp_path, change):
+    copy = tmp_path / "index"
+    shutil.copytree(built_index, copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["details"]["gradient"]["checkpoints"][0]["projection"].update(change)
+    manifest["sha256"] = content_sha256(manifest)
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactMismatch, match=r"projection of the gradients of .*: expected .*, found .*index again"):
+        traced(str(copy), facts, tmp_path / "rankings")
 
 
 @pytest.mark.parametrize("kind", ["float16", "int8"])
