@@ -318,7 +318,7 @@ def describe_signals(config: IndexConfig, format: CorpusFormat) -> dict[str, Any
         )
     if "gradient" in config.signal_names:
         recipe = resources.GradientRecipe(
-            # Curvature is a matrix of the square of a layer's feature, the fourth power of this.
+            # TrackStar's curvature is a matrix of the square of a layer's feature, the fourth power of this.
             projection_dim=config.projection_dim or (0 if config.gradients == KFAC else LEAST_DIM),
             seed=config.seed,
             layers=config.layers,

@@ -18,7 +18,7 @@ The arms, all of the one checkpoint, of the product by its `trace` with every ex
 its own; what the product has no option for (raw.py), among it an ablation of each choice of the default gradients;
 `random`; the peers (peers.py). `seconds` of an arm are those of its index and of a trace with the default candidates,
 or of all that a peer does, with the same threads: what is compared is to have cost no more. (Those of raw.py share one
-time, of all together. To rank every example by the fusion takes 20 s more: that is for the scores here alone.)
+time, of all together. The trace that ranks every example is for the scores here alone.)
 """
 
 import json
